@@ -1,0 +1,90 @@
+"""`megatron-native <command>`: the one table of commands, and the way from a command line to its `run`.
+
+A command is a module of `megatron_native.commands` with `SUMMARY`, `EXAMPLES`, `add_arguments(parser)` and
+`run(arguments) -> exit code`. Only the chosen command's module is imported, so help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from megatron_native import __version__
+from megatron_native.errors import EXIT_FAILURE, EXIT_USER_ERROR, UserError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # command: (module under megatron_native.commands, what it does)
+    "clean": ("clean", "raw dumps → normalised, filtered documents, with an account of every line"),
+    "dedup": ("dedup", "documents → documents with exact and near copies out"),
+    "tokenize": ("tokenize", "documents → Megatron .bin/.idx (also tools/preprocess_data.py)"),
+    "import-hf": ("import_hf", "Hugging Face folder → Megatron distributed checkpoint"),
+    "export-hf": ("export_hf", "Megatron distributed checkpoint → Hugging Face folder"),
+    "verify-hf": ("verify_hf", "compare a checkpoint with a Hugging Face folder: names, bits, logits"),
+    "pretrain": ("pretrain", "continue the pre-training of a checkpoint, on one process or many"),
+    "generate": ("generate", "text from a Hugging Face folder or a checkpoint"),
+    "config": ("config", "show a run's resolved configuration, or the schema of all settings"),
+}
+
+
+def _program_help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join([
+        "usage: megatron-native <command> [options]", "",
+        "Raw Arabic dumps in, a natively aligned LLaMA out.", "",
+        "commands:", *lines, "",
+        "megatron-native <command> --help shows a command's options and examples; --version the version.",
+    ])
+
+
+def run_command(name: str, argv: Sequence[str], program: str | None = None) -> int:
+    """Parse `argv` for the command `name`, run it and return its exit code.
+
+    A `UserError` ends as one paragraph on stderr. `program` is the name shown in the usage line.
+    """
+    module = importlib.import_module(f"megatron_native.commands.{COMMANDS[name][0]}")
+    parser = argparse.ArgumentParser(
+        prog=program or f"megatron-native {name}",
+        description=module.SUMMARY,
+        epilog="examples:\n" + module.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(module.run(arguments) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `megatron-native` script."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_program_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"megatron-native {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "megatron-native --help lists the commands."
+        print(f"error: there is no command '{argv[0]}'; {hint}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return run_command(argv[0], argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
