@@ -36,7 +36,7 @@ class ModelConfig(BaseModel):
     kv_channels: int = Field(gt=0)
     """Width of one head (`head_dim`)."""
     vocab_size: int = Field(gt=0)
-    """Rows of the embedding as the checkpoint has them; padding for tensor parallelism comes on top and never leaves."""
+    """Rows of the embedding as the checkpoint has them; tensor-parallel padding comes on top and never leaves."""
     max_position_embeddings: int = Field(gt=0)
     norm_epsilon: float = Field(gt=0)
     rotary_base: float = Field(gt=0)
