@@ -2,7 +2,7 @@
 
 megatron-core names CUDA in places where nothing depends on it: a device argument, a stream to order, a memory figure,
 the state of a random generator. `install()` supplies those on the CPU, for this process, so that the very same
-trainer runs on gloo. It is loud: a CUDA function that is not listed here raises `UnsupportedOnCpu` with its name,
+trainer runs on gloo. It is loud: a CUDA function that is not listed here raises `UnsupportedOnCpuError` with its name,
 since a silent no-op would be a wrong result somewhere else. It refuses to be installed where CUDA devices are.
 
 The redirection of device arguments is a `TorchFunctionMode`, which torch keeps per thread: a thread that runs model
@@ -28,7 +28,7 @@ _ANSWERED_BY_TORCH = frozenset({
 })
 
 
-class UnsupportedOnCpu(RuntimeError):
+class UnsupportedOnCpuError(RuntimeError):
     """megatron-core (or this project) called a CUDA function that the CPU platform does not know."""
 
 
@@ -99,7 +99,7 @@ class _Event:
         return True
 
     def elapsed_time(self, other: Any) -> float:
-        raise UnsupportedOnCpu("torch.cuda.Event.elapsed_time: there is no device clock on the CPU platform.")
+        raise UnsupportedOnCpuError("torch.cuda.Event.elapsed_time: there is no device clock on the CPU platform.")
 
 
 class _DefaultGenerators:
@@ -163,7 +163,7 @@ def _substitutes() -> dict[str, Any]:
 
 def _refusal(name: str) -> Callable[..., Any]:
     def refuse(*_: Any, **__: Any) -> Any:
-        raise UnsupportedOnCpu(
+        raise UnsupportedOnCpuError(
             f"torch.cuda.{name} was called, which the CPU platform does not know. If it can be answered without a "
             "GPU, add it to the table in megatron_native/platform/cpu.py; otherwise this feature needs a GPU."
         )
@@ -227,13 +227,13 @@ def install() -> CpuSubstitute:
     """Make this process a CPU platform; a second call changes nothing.
 
     Raises:
-        UnsupportedOnCpu: CUDA devices are visible, where the substitute has no place.
+        UnsupportedOnCpuError: CUDA devices are visible, where the substitute has no place.
     """
     global _installed
     if _installed is not None:
         return _installed
     if torch.cuda.is_available():
-        raise UnsupportedOnCpu("The CPU substitute is never installed on a machine with CUDA devices; hide them first.")
+        raise UnsupportedOnCpuError("The CPU substitute is never installed on a machine with CUDA devices; hide them first.")
     substitute = CpuSubstitute()
     substitute.install()
     _installed = substitute

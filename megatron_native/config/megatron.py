@@ -1,0 +1,176 @@
+"""One pure function from a run's configuration to megatron-core's: what the CPU proves is what the GPU runs.
+
+The platforms differ in one table, `_PLATFORM_DIFFERENCES`; everything else is decided here once. Fields that
+megatron-core defaults wrongly for LLaMA-style models are set explicitly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from megatron_native.config.model import ModelConfig
+from megatron_native.config.run import RunConfig
+
+if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+PlatformKind = Literal["cpu", "cuda"]
+LayerSpec = Literal["transformer_engine", "torch"]
+
+# The only settings in which the CPU differs from CUDA, by megatron-core's TransformerConfig field.
+_PLATFORM_DIFFERENCES: dict[PlatformKind, dict[str, Any]] = {
+    "cpu": {
+        "use_cpu_initialization": True,  # seeded identically for every layout
+        "apply_rope_fusion": False,  # a Transformer Engine kernel
+        "bias_dropout_fusion": False,  # compiled for GPUs
+        "bias_activation_fusion": False,  # compiled for GPUs
+        "cross_entropy_loss_fusion": False,  # compiled for GPUs
+        "gradient_accumulation_fusion": False,  # a kernel of NVIDIA's Apex
+    },
+    "cuda": {
+        "use_cpu_initialization": True,
+        "apply_rope_fusion": True,
+        "bias_dropout_fusion": True,
+        "bias_activation_fusion": True,
+        "cross_entropy_loss_fusion": True,
+        "gradient_accumulation_fusion": True,
+    },
+}
+
+_CUDA_ENVIRONMENT = {
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
+    "NCCL_NVLS_ENABLE": "0",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+}
+
+
+@dataclass(frozen=True)
+class MegatronConfigs:
+    """What megatron-core needs to know of a run."""
+
+    transformer: TransformerConfig
+    ddp: DistributedDataParallelConfig
+    optimizer: OptimizerConfig
+    layer_spec: LayerSpec
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables the processes want, before the device is touched."""
+
+
+def resolve_layer_spec(run: RunConfig, platform: PlatformKind, has_transformer_engine: bool) -> LayerSpec:
+    """Which layers: `auto` is Transformer Engine's on CUDA where it is installed, plain torch's elsewhere."""
+    if run.layer_spec != "auto":
+        return run.layer_spec
+    return "transformer_engine" if platform == "cuda" and has_transformer_engine else "torch"
+
+
+def megatron_configs(
+    run: RunConfig, model: ModelConfig, platform: PlatformKind, layer_spec: LayerSpec, has_apex: bool = False
+) -> MegatronConfigs:
+    """Resolve `run` and `model` to megatron-core's configurations. Pure: no device, no process group, no files.
+
+    Args:
+        run: the run's configuration.
+        model: the model's shape.
+        platform: where it will run.
+        layer_spec: whose layers (`resolve_layer_spec`).
+        has_apex: whether NVIDIA's Apex (the gradient accumulation kernel) is installed.
+    """
+    import torch
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    bf16 = run.training.precision == "bf16"
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    parallel, training, adam = run.parallel, run.training, run.optimizer
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    differences = dict(_PLATFORM_DIFFERENCES[platform])
+    differences["gradient_accumulation_fusion"] = differences["gradient_accumulation_fusion"] and has_apex
+    if layer_spec == "torch":
+        differences["apply_rope_fusion"] = False
+    recomputations: dict[str, dict[str, Any]] = {
+        "none": {},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+        "full": {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": training.recompute_num_layers,
+        },
+    }
+    transformer = TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        add_bias_linear=False,
+        add_qkv_bias=model.add_qkv_bias,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        init_method_std=model.initializer_range,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        attention_softmax_in_fp32=True,
+        bf16=bf16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        autocast_dtype=dtype,
+        masked_softmax_fusion=False,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        # gloo has no streams to overlap on; NCCL overlaps the interleaved schedule's messages.
+        overlap_p2p_comm=interleaved and platform == "cuda",
+        batch_p2p_comm=not (interleaved and platform == "cuda"),
+        deallocate_pipeline_outputs=True,
+        calculate_per_token_loss=True,
+        cross_entropy_fusion_impl="native",
+        **recomputations[training.recompute],
+        **differences,
+    )
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=adam.grad_reduce_in_fp32,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        align_param_gather=parallel.overlap_param_gather,
+        average_in_collective=False,  # gloo has no averaging collective, and per-token scaling comes later anyway
+    )
+    optimizer = OptimizerConfig(
+        optimizer="adam",
+        lr=adam.lr,
+        min_lr=adam.min_lr,
+        weight_decay=adam.weight_decay,
+        adam_beta1=adam.adam_beta1,
+        adam_beta2=adam.adam_beta2,
+        adam_eps=adam.adam_eps,
+        clip_grad=adam.clip_grad,
+        bf16=bf16,
+        params_dtype=dtype,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_param_gather=parallel.overlap_param_gather,
+    )
+    environment = dict(_CUDA_ENVIRONMENT) if platform == "cuda" else {}
+    return MegatronConfigs(transformer, ddp, optimizer, layer_spec, environment)
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine can be imported here."""
+    from importlib.util import find_spec
+
+    return find_spec("transformer_engine") is not None
+
+
+def has_nvidia_apex() -> bool:
+    """Whether NVIDIA's Apex is here: the package of that name on the package index is another project."""
+    from importlib.util import find_spec
+
+    return find_spec("fused_weight_gradient_mlp_cuda") is not None
