@@ -1,0 +1,115 @@
+"""Held-out evaluation: documents cut into windows so that every token of their text is predicted exactly once.
+
+Documents come from shards, ids and the begin or separator token from the tokenizer; out go padded arrays and the
+bytes of the text, so that bits per byte = (sum of the losses in nats) / (ln 2 × bytes), whatever the tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_native.data.tokenizers import Tokenizer
+from megatron_native.errors import UserError
+
+ENCODED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class HeldoutWindows:
+    """Windows ready for a model; S is the sequence length and N the number of windows.
+
+    Attributes:
+        tokens: int64 [N, S] inputs, padded at the end.
+        labels: int64 [N, S] the token that follows each input.
+        loss_mask: float32 [N, S] 1 where a label counts, 0 on pads and on labels that an earlier window has predicted.
+        text_bytes: UTF-8 bytes of all documents' text.
+        token_count: labels that count, which are the tokens of the text.
+        documents: how many documents there are.
+    """
+
+    tokens: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    loss_mask: NDArray[np.float32]
+    text_bytes: int
+    token_count: int
+    documents: int
+
+    def bits_per_byte(self, total_loss: float) -> float:
+        """Bits per byte of text, from the sum of the counted labels' negative log-likelihoods in nats."""
+        return total_loss / (math.log(2) * self.text_bytes)
+
+
+def heldout_windows(
+    patterns: Sequence[str | Path], tokenizer: Tokenizer, seq_length: int, text_key: str = "text",
+    stride: int | None = None, max_documents: int | None = None,
+) -> HeldoutWindows:
+    """Read the documents of some shards and cut them into windows.
+
+    A document's first window starts from the begin token (the separator, where documents have no begin token), each
+    following one from the last token of the one before; no separator is predicted. With a `stride` below
+    `seq_length` a window moves on by that many tokens only, and counts only the labels that are new to it, so that
+    they have more context.
+
+    Raises:
+        UserError: a file or record that can't be read (held-out files are curated, so nothing is passed over), no
+            document with text, or a stride outside 1 … seq_length.
+    """
+    stride = seq_length if stride is None else stride
+    if not 1 <= stride <= seq_length:
+        raise UserError(f"stride is {stride}; it must lie between 1 and the sequence length, {seq_length}.")
+    start_id = tokenizer.eod_id if tokenizer.bos_id is None else tokenizer.bos_id
+    texts = _read_texts(patterns, text_key, max_documents)
+    rows: list[tuple[NDArray[np.int64], int]] = []
+    for batch in range(0, len(texts), ENCODED_AT_ONCE):
+        for document in tokenizer.encode_batch(texts[batch : batch + ENCODED_AT_ONCE]):
+            rows += _cut(document.astype(np.int64), start_id, seq_length, stride)
+    if not rows:
+        raise UserError(f"the held-out files {' '.join(map(str, patterns))} hold no text to predict.")
+    tokens = np.full((len(rows), seq_length), start_id, dtype=np.int64)
+    labels = np.full((len(rows), seq_length), start_id, dtype=np.int64)
+    mask = np.zeros((len(rows), seq_length), dtype=np.float32)
+    for row, (ids, seen) in enumerate(rows):
+        tokens[row, : len(ids) - 1] = ids[:-1]
+        labels[row, : len(ids) - 1] = ids[1:]
+        mask[row, seen : len(ids) - 1] = 1
+    return HeldoutWindows(
+        tokens, labels, mask, sum(len(text.encode()) for text in texts), int(mask.sum(dtype=np.int64)), len(texts)
+    )
+
+
+def _cut(
+    ids: NDArray[np.int64], start_id: int, seq_length: int, stride: int
+) -> Iterable[tuple[NDArray[np.int64], int]]:
+    """A document's windows: up to S + 1 ids each, and how many of its labels an earlier window has predicted."""
+    stream = np.concatenate([[start_id], ids])
+    predicted = 0  # labels stream[1 : predicted + 1] are done
+    while predicted < len(ids):
+        # a full window that ends `stride` labels further than the one before; the first one is new throughout
+        end = min(predicted + (stride if predicted else seq_length), len(ids))
+        begin = max(0, end - seq_length) if stride < seq_length else predicted
+        yield stream[begin : end + 1], predicted - begin
+        predicted = end
+
+
+def _read_texts(patterns: Sequence[str | Path], text_key: str, max_documents: int | None) -> list[str]:
+    from megatron_native.corpus.readers import Refusal, expand_inputs, read_documents
+
+    texts: list[str] = []
+    for path in expand_inputs([str(pattern) for pattern in patterns]):
+        for record in read_documents(path, text_key=text_key):
+            if isinstance(record, Refusal):
+                raise UserError(
+                    f"held-out file {path}, at {record.offset}: {record.reason}. Held-out text must be whole; "
+                    "repair the record or take it out."
+                )
+            if record.text:
+                texts.append(record.text)
+            if max_documents is not None and len(texts) >= max_documents:
+                return texts
+    return texts

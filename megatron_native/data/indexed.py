@@ -1,0 +1,330 @@
+r"""Megatron's indexed datasets: token ids in `PREFIX.bin`, where each document lies in `PREFIX.idx`.
+
+Written here beside their place and renamed whole, in constant memory, bit for bit as megatron-core's
+`IndexedDatasetBuilder` writes them; read here by numpy alone, so that tools start without torch.
+
+The layout of `.idx` (little-endian, from `megatron/core/datasets/indexed_dataset.py`): 9 bytes `MMIDIDX\0\0`; u64
+version 1; u8 dtype code (4 int32, 8 uint16, …); u64 S sequences; u64 D boundaries = documents + 1; S × int32 lengths in
+tokens; S × int64 pointers in bytes into `.bin`; D × int64 boundaries, in sequences, from 0 to S. `.bin` is raw ids.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from megatron_native.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER_BYTES = len(MAGIC) + 8 + 1 + 8 + 8
+DTYPES: dict[int, type[np.number[Any]]] = {
+    1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16,
+}
+TOKEN_DTYPES = (np.int32, np.uint16, np.int64, np.uint8, np.int8, np.int16)
+BLOCK = 1 << 20
+"""Entries handled at a time where a whole `.idx` is walked: 8 MiB of pointers."""
+
+
+def token_dtype(vocab_size: int) -> type[np.number[Any]]:
+    """Megatron's choice: uint16 for a vocabulary below 65,500 ids, else int32."""
+    return np.uint16 if vocab_size < 65500 else np.int32
+
+
+def bin_path(prefix: Path) -> Path:
+    """`PREFIX.bin`."""
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    """`PREFIX.idx`."""
+    return prefix.with_name(prefix.name + ".idx")
+
+
+class IndexedWriter:
+    """Writes one indexed dataset; a context manager that leaves nothing behind when its block fails.
+
+    Lengths and boundaries are spooled to files as they come, so memory does not grow with the documents.
+    """
+
+    def __init__(self, prefix: Path, dtype: type[np.number[Any]]) -> None:
+        self.prefix = prefix
+        self.dtype = np.dtype(dtype)
+        self._sequences = 0
+        self._documents = 0
+        self._temporary = {
+            suffix: prefix.with_name(f"{prefix.name}.{suffix}.partial") for suffix in ("bin", "idx", "lengths", "ends")
+        }
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._bin = open(self._temporary["bin"], "wb")  # noqa: SIM115 — closed by close() or abort()
+        self._lengths = open(self._temporary["lengths"], "wb")  # noqa: SIM115
+        self._ends = open(self._temporary["ends"], "wb")  # noqa: SIM115
+
+    def __enter__(self) -> IndexedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def add_document(self, ids: NDArray[Any], sequence_lengths: Sequence[int] | None = None) -> None:
+        """Append a document's ids, as one sequence or cut into sequences of the given lengths (their sum is all ids).
+
+        A document without ids adds a boundary and no sequence, as Megatron's classic script has it.
+        """
+        lengths = ([len(ids)] if len(ids) else []) if sequence_lengths is None else sequence_lengths
+        self._bin.write(np.asarray(ids).astype(self.dtype, copy=False).tobytes())
+        self._lengths.write(np.asarray(lengths, dtype="<i4").tobytes())
+        self._sequences += len(lengths)
+        self._documents += 1
+        self._ends.write(struct.pack("<q", self._sequences))
+
+    def append_dataset(self, prefix: Path) -> None:
+        """Append a whole indexed dataset of the same dtype, in constant memory."""
+        part = IndexedTokens(prefix)
+        if part.dtype != self.dtype:
+            raise UserError(f"{idx_path(prefix)} holds {part.dtype} and can't be joined with {self.dtype} data.")
+        with open(bin_path(prefix), "rb") as source:
+            shutil.copyfileobj(source, self._bin, 1 << 22)
+        for block in _blocks(part.sequence_lengths):
+            self._lengths.write(block.astype("<i4", copy=False).tobytes())
+        for block in _blocks(part.document_boundaries[1:]):
+            self._ends.write((block + self._sequences).astype("<i8", copy=False).tobytes())
+        self._sequences += part.sequence_count
+        self._documents += part.document_count
+
+    def close(self) -> None:
+        """Write the index and put both files in their place: `.bin` first, so that an `.idx` never lacks its data."""
+        for file in (self._bin, self._lengths, self._ends):
+            _flush(file)
+        with open(self._temporary["idx"], "wb") as out:
+            code = next(code for code, dtype in DTYPES.items() if np.dtype(dtype) == self.dtype)
+            out.write(MAGIC + struct.pack("<QBQQ", VERSION, code, self._sequences, self._documents + 1))
+            with open(self._temporary["lengths"], "rb") as lengths:
+                shutil.copyfileobj(lengths, out, 1 << 22)
+            self._write_pointers(out)
+            out.write(struct.pack("<q", 0))
+            with open(self._temporary["ends"], "rb") as ends:
+                shutil.copyfileobj(ends, out, 1 << 22)
+            _flush(out)
+        os.replace(self._temporary["bin"], bin_path(self.prefix))
+        os.replace(self._temporary["idx"], idx_path(self.prefix))
+        self._remove_temporary()
+
+    def abort(self) -> None:
+        """Give up: remove what was written so far."""
+        for file in (self._bin, self._lengths, self._ends):
+            file.close()
+        self._remove_temporary()
+
+    def _write_pointers(self, out: IO[bytes]) -> None:
+        pointer = np.int64(0)
+        with open(self._temporary["lengths"], "rb") as lengths:
+            while chunk := lengths.read(4 * BLOCK):
+                sizes = np.frombuffer(chunk, dtype="<i4").astype(np.int64) * self.dtype.itemsize
+                ends = np.cumsum(sizes) + pointer
+                out.write((ends - sizes).astype("<i8", copy=False).tobytes())
+                pointer = ends[-1]
+
+    def _remove_temporary(self) -> None:
+        for path in self._temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def merge(parts: Iterable[Path], prefix: Path, dtype: type[np.number[Any]]) -> None:
+    """Join indexed datasets in the given order into `prefix`, in constant memory whatever their number."""
+    with IndexedWriter(prefix, dtype) as writer:
+        for part in parts:
+            writer.append_dataset(part)
+
+
+class IndexedTokens:
+    """A read-only view of one indexed dataset: memory maps, nothing loaded.
+
+    Attributes:
+        sequence_lengths: int32 [S] tokens.
+        sequence_pointers: int64 [S] bytes into `.bin`.
+        document_boundaries: int64 [documents + 1], in sequences; document d is sequences b[d] … b[d + 1] − 1.
+        tokens: the ids of the whole `.bin`, one after another.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = Path(prefix)
+        index, data = idx_path(self.prefix), bin_path(self.prefix)
+        self.dtype, self.sequence_count, boundaries = _read_header(index)
+        _check_file(data, ".bin")
+        self.document_count = boundaries - 1
+        # numpy maps no empty array: a dataset of nothing is read as empty arrays
+        raw = np.memmap(index, mode="r", dtype=np.uint8)
+        lengths_end = HEADER_BYTES + 4 * self.sequence_count
+        pointers_end = lengths_end + 8 * self.sequence_count
+        self.sequence_lengths = _view(raw, HEADER_BYTES, lengths_end, "<i4")
+        self.sequence_pointers = _view(raw, lengths_end, pointers_end, "<i8")
+        self.document_boundaries = _view(raw, pointers_end, pointers_end + 8 * boundaries, "<i8")
+        size = data.stat().st_size // self.dtype.itemsize
+        self.tokens: NDArray[Any] = (
+            np.memmap(data, mode="r", dtype=self.dtype, shape=(size,)) if size else np.empty(0, dtype=self.dtype)
+        )
+
+    def __len__(self) -> int:
+        """Sequences, as megatron-core's `IndexedDataset` counts them."""
+        return self.sequence_count
+
+    def __getitem__(self, sequence: int) -> NDArray[Any]:
+        """The ids of one sequence."""
+        start = int(self.sequence_pointers[sequence]) // self.dtype.itemsize
+        return self.tokens[start : start + int(self.sequence_lengths[sequence])]
+
+    def document(self, index: int) -> NDArray[Any]:
+        """The ids of one document, its sequences joined."""
+        first, last = int(self.document_boundaries[index]), int(self.document_boundaries[index + 1])
+        if first == last:
+            return self.tokens[:0]
+        start = int(self.sequence_pointers[first]) // self.dtype.itemsize
+        stop = int(self.sequence_pointers[last - 1]) // self.dtype.itemsize + int(self.sequence_lengths[last - 1])
+        return self.tokens[start:stop]
+
+    def document_starts(self) -> NDArray[np.int64]:
+        """int64 [documents + 1]: where each document's ids start in `tokens`, and where the last one's end."""
+        starts = np.zeros(self.sequence_count + 1, dtype=np.int64)
+        np.cumsum(self.sequence_lengths, dtype=np.int64, out=starts[1:])
+        return starts[self.document_boundaries]
+
+    def digest(self) -> str:
+        """xxh3_128 of `.idx`: a name of the dataset that does not change when it is moved."""
+        digest = xxhash.xxh3_128()
+        with open(idx_path(self.prefix), "rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def verify_structure(prefix: str | Path, vocab_size: int | None = None, sampled_blocks: int = 64) -> IndexedTokens:
+    """Check that an indexed dataset is whole, in seconds whatever its size, and open it.
+
+    The whole `.idx` is checked (header, sizes, lengths, pointers, boundaries); of `.bin` its size and, with a
+    `vocab_size`, the ids of `sampled_blocks` evenly spread blocks of 4,096.
+
+    Raises:
+        UserError: names the file and what is wrong with it.
+    """
+    dataset = IndexedTokens(prefix)
+    index, data = idx_path(dataset.prefix), bin_path(dataset.prefix)
+    itemsize, expected_pointer = dataset.dtype.itemsize, 0
+    for start in range(0, dataset.sequence_count, BLOCK):
+        lengths = dataset.sequence_lengths[start : start + BLOCK].astype(np.int64)
+        pointers = dataset.sequence_pointers[start : start + BLOCK]
+        _refuse_first(lengths < 0, start, lengths, index, "a negative length")
+        ends = np.cumsum(lengths * itemsize) + expected_pointer
+        _refuse_first(pointers != ends - lengths * itemsize, start, pointers, index,
+                      "a pointer that is not where the sequence before it ends")
+        expected_pointer = int(ends[-1])
+    _check_boundaries(dataset, index)
+    size = data.stat().st_size
+    if size != expected_pointer:
+        what = "cut short" if size < expected_pointer else "longer than its index"
+        raise UserError(
+            f"{data} is {what}: it has {size:,} bytes, and {index.name} describes {expected_pointer:,}. Copy it again, "
+            "or make it again with tools/preprocess_data.py."
+        )
+    if vocab_size is not None:
+        _check_ids(dataset, data, vocab_size, sampled_blocks)
+    return dataset
+
+
+def _check_boundaries(dataset: IndexedTokens, index: Path) -> None:
+    boundaries = dataset.document_boundaries
+    if boundaries[0] != 0 or boundaries[-1] != dataset.sequence_count:
+        raise UserError(
+            f"{index} is damaged: its documents go from sequence {boundaries[0]} to {boundaries[-1]}, where 0 to "
+            f"{dataset.sequence_count} was expected. Make it again with tools/preprocess_data.py."
+        )
+    for start in range(0, len(boundaries) - 1, BLOCK):
+        block = boundaries[start : start + BLOCK + 1]
+        _refuse_first(np.diff(block) < 0, start, block[1:], index, "a document boundary that goes backwards")
+
+
+def _check_ids(dataset: IndexedTokens, data: Path, vocab_size: int, sampled_blocks: int) -> None:
+    block = 4096
+    last = max(len(dataset.tokens) - block, 0)
+    for start in np.unique(np.linspace(0, last, num=sampled_blocks, dtype=np.int64)):
+        ids = dataset.tokens[start : start + block].astype(np.int64)
+        wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+        if len(wrong):
+            position = int(start + wrong[0])
+            raise UserError(
+                f"{data} holds the id {ids[wrong[0]]} at token {position:,}, outside the vocabulary of {vocab_size:,} "
+                "ids: the data is damaged, or was made with another tokenizer (its .manifest.json says which)."
+            )
+
+
+def _refuse_first(wrong: NDArray[np.bool_], start: int, values: NDArray[Any], index: Path, what: str) -> None:
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"{index} is damaged: entry {start + at:,} is {what} ({values[at]}). Copy it again, or make it again with "
+            "tools/preprocess_data.py."
+        )
+
+
+def _read_header(index: Path) -> tuple[np.dtype[Any], int, int]:
+    """The dtype, S and D of an `.idx` of exactly the right size."""
+    _check_file(index, ".idx")
+    with open(index, "rb") as file:
+        header = file.read(HEADER_BYTES)
+    if not header.startswith(MAGIC[: len(header)]) or not header:
+        raise UserError(f"{index} is not a Megatron index: it does not begin with {MAGIC[:7].decode()}.")
+    if len(header) < HEADER_BYTES:
+        raise UserError(f"{index} is cut short: {len(header)} bytes, and its header alone has {HEADER_BYTES}.")
+    version, code, sequences, boundaries = struct.unpack_from("<QBQQ", header, len(MAGIC))
+    if version != VERSION or code not in DTYPES or DTYPES[code] not in TOKEN_DTYPES:
+        raise UserError(f"{index} has version {version} and dtype code {code}, which are not those of token ids.")
+    expected, size = HEADER_BYTES + 12 * sequences + 8 * boundaries, index.stat().st_size
+    if size < expected or boundaries < 1:
+        raise UserError(
+            f"{index} is cut short: it announces {sequences:,} sequences and {max(boundaries - 1, 0):,} documents, "
+            f"{expected:,} bytes, and has {size:,}. Copy it again, or make it again with tools/preprocess_data.py."
+        )
+    if size not in (expected, expected + sequences):  # the optional modes of multimodal data
+        raise UserError(f"{index} has {size:,} bytes where its header announces {expected:,}; it is damaged.")
+    return np.dtype(DTYPES[code]).newbyteorder("<"), sequences, boundaries
+
+
+def _check_file(path: Path, suffix: str) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, where an indexed dataset's {suffix} file was expected.")
+    if not path.exists():
+        other = "It is a link to nothing." if path.is_symlink() else "Give the path without .bin or .idx."
+        raise UserError(f"{path} is not there. {other}")
+
+
+def _view(raw: NDArray[np.uint8], start: int, stop: int, dtype: str) -> NDArray[Any]:
+    # the header has 34 bytes, so the arrays are unaligned; numpy reads them all the same
+    return np.frombuffer(raw.data, dtype=dtype, count=(stop - start) // np.dtype(dtype).itemsize, offset=start)
+
+
+def _blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for start in range(0, len(array), BLOCK):
+        yield array[start : start + BLOCK]
+
+
+def _flush(file: IO[bytes]) -> None:
+    """To the disk, so that a machine that loses power right after the rename keeps the content; then close."""
+    with ExitStack() as stack:
+        stack.callback(file.close)
+        file.flush()
+        os.fsync(file.fileno())
