@@ -185,7 +185,10 @@ class CpuSubstitute:
     def install(self) -> None:
         """Put every substitute in its place and enter the device redirection on this thread."""
         # First megatron-core, and with it torch's compiler, whose tables list torch.cuda's functions as they are.
+        from megatron.core import jit
         from megatron.core.tensor_parallel import random as megatron_random
+
+        self._replace(jit, "jit_fuser", jit.noop_decorator)  # its fusions are compiled for GPUs
 
         cuda = torch.cuda
         table = _substitutes()
