@@ -62,7 +62,7 @@ def build_language_model(
     """
     language_model = LanguageModel(
         config=config,
-        transformer_layer_spec=block_spec(config, layer_spec, vp_stage),  # type: ignore[arg-type]
+        transformer_layer_spec=block_spec(config, layer_spec, vp_stage),
         vocab_size=padded_vocab_size(model.vocab_size, config.tensor_model_parallel_size),
         max_sequence_length=max_sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),

@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.weight.sequence_parallel = config.sequence_parallel
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class TorchCausalAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """query [s, b, heads, channels], key and value [s, b, groups, channels] → [s, b, heads · channels].
+        """Query [s, b, heads, channels], key and value [s, b, groups, channels] → [s, b, heads · channels].
 
         Raises:
             ValueError: a bias or packed sequences are given, which this attention does not apply.

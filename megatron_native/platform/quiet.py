@@ -6,15 +6,22 @@ import logging
 import os
 import warnings
 
-# (category, start of the message as a regular expression, module that says it, why nobody needs to read it)
+# (category, start of the message as a regular expression, module that says it)
 _IGNORED: tuple[tuple[type[Warning], str, str], ...] = (
-    (UserWarning, r".*Transformer Engine and Apex are not installed", r"megatron\..*"),
-    (UserWarning, r".*(Apex|apex|nvidia-modelopt|TransformerEngine|transformer_engine|modelopt)", r"megatron\..*"),
-    (UserWarning, r".*barrier\(\): using the device", r"torch\..*"),
+    # Transformer Engine and Apex are for GPUs; where they are needed and missing, the run says so itself.
+    (UserWarning, r".*(Apex|apex|modelopt|TransformerEngine|Transformer Engine)", r"megatron\..*"),
+    (UserWarning, r".*full scope is deprecated", r"megatron\..*"),
+    # Set where it matters: the CUDA platform's environment has it.
+    (UserWarning, r".*CUDA_DEVICE_MAX_CONNECTIONS", r"megatron\..*"),
     (FutureWarning, r".*", r"megatron\..*"),
     (DeprecationWarning, r".*", r"(megatron|torch)\..*"),
+    # megatron-core's calls of torch, not ours.
+    (FutureWarning, r".*torch\.distributed\.", r"torch\..*"),
+    (FutureWarning, r".*", r"torch\.distributed\..*"),
+    (UserWarning, r".*The \.grad attribute of a Tensor that is not a leaf", r".*"),
+    (UserWarning, r".*barrier\(\): using the device", r"torch\..*"),
     (UserWarning, r".*TypedStorage is deprecated", r".*"),
-    (UserWarning, r".*no current CUDA context", r"torch\..*"),
+    (FutureWarning, r".*we are deprecating ShardedTensor", r".*"),
 )
 
 

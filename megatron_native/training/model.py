@@ -78,11 +78,11 @@ def _connect(chunks: Sequence[Any], optimizer: Any, configs: MegatronConfigs) ->
     config.grad_scale_func = optimizer.scale_loss
     if configs.ddp.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in chunks]
-        config.no_sync_func = no_sync[0] if len(no_sync) == 1 else no_sync  # type: ignore[assignment]
+        config.no_sync_func = no_sync[0] if len(no_sync) == 1 else no_sync
         if config.virtual_pipeline_model_parallel_size:
-            config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]  # type: ignore[assignment]
+            config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
     else:
-        config.no_sync_func = nullcontext  # type: ignore[assignment]
+        config.no_sync_func = nullcontext
     if configs.ddp.overlap_param_gather:
         param_sync = [chunk.start_param_sync for chunk in chunks]
-        config.param_sync_func = param_sync[0] if len(param_sync) == 1 else param_sync  # type: ignore[assignment]
+        config.param_sync_func = param_sync[0] if len(param_sync) == 1 else param_sync

@@ -1,0 +1,34 @@
+"""`megatron-native pretrain`: continue the pre-training of a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "Continue the pre-training of a checkpoint, on one process or many, as a YAML file says."
+EXAMPLES = """\
+  megatron-native pretrain --config run.yaml
+  megatron-native pretrain --nproc 4 --config run.yaml parallel.pipeline_model_parallel_size=2 training.steps=100
+  torchrun --nproc-per-node 8 --nnodes 16 ... tools/pretrain.py --config run.yaml
+
+A run goes on from the newest checkpoint of its run_dir. Exit codes: 0 done, 75 saved and wants to be started again,
+2 the configuration or its files are wrong, 1 anything else."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the run's YAML file")
+    parser.add_argument(
+        "--nproc", type=int, default=None, metavar="N",
+        help="start N processes on this machine with torchrun; without it this process is one rank (torchrun's, or alone)",
+    )  # fmt: skip
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file's")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the configuration, then start torchrun or take part as one rank."""
+    from megatron_native.training.launch import launch_local, run_rank
+
+    if arguments.nproc is not None:
+        return launch_local(arguments.config, arguments.overrides, arguments.nproc)
+    return run_rank(arguments.config, arguments.overrides)
