@@ -7,8 +7,9 @@ bytes of the text, so that bits per byte = (sum of the losses in nats) / (ln 2 �
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -49,28 +50,41 @@ def heldout_windows(
     patterns: Sequence[str | Path], tokenizer: Tokenizer, seq_length: int, text_key: str = "text",
     stride: int | None = None, max_documents: int | None = None,
 ) -> HeldoutWindows:
-    """Read the documents of some shards and cut them into windows.
+    """Read the documents of some shards (the first `max_documents` of them) and cut them into windows.
 
-    A document's first window starts from the begin token (the separator, where documents have no begin token), each
+    Raises:
+        UserError: a file or record that can't be read (held-out files are curated, so nothing is passed over), or
+            what `cut_windows` refuses.
+    """
+    texts = list(islice(_read_texts(patterns, text_key), max_documents))
+    if not texts:
+        raise UserError(f"the held-out files {' '.join(map(str, patterns))} hold no text to predict.")
+    return cut_windows(texts, tokenizer, seq_length, stride)
+
+
+def cut_windows(
+    texts: Sequence[str], tokenizer: Tokenizer, seq_length: int, stride: int | None = None
+) -> HeldoutWindows:
+    """Cut each text into windows.
+
+    A text's first window starts from the begin token (the separator, where documents have no begin token), each
     following one from the last token of the one before; no separator is predicted. With a `stride` below
     `seq_length` a window moves on by that many tokens only, and counts only the labels that are new to it, so that
     they have more context.
 
     Raises:
-        UserError: a file or record that can't be read (held-out files are curated, so nothing is passed over), no
-            document with text, or a stride outside 1 … seq_length.
+        UserError: no text that gives tokens, or a stride outside 1 … seq_length.
     """
     stride = seq_length if stride is None else stride
     if not 1 <= stride <= seq_length:
         raise UserError(f"stride is {stride}; it must lie between 1 and the sequence length, {seq_length}.")
     start_id = tokenizer.eod_id if tokenizer.bos_id is None else tokenizer.bos_id
-    texts = _read_texts(patterns, text_key, max_documents)
     rows: list[tuple[NDArray[np.int64], int]] = []
     for batch in range(0, len(texts), ENCODED_AT_ONCE):
         for document in tokenizer.encode_batch(texts[batch : batch + ENCODED_AT_ONCE]):
             rows += _cut(document.astype(np.int64), start_id, seq_length, stride)
     if not rows:
-        raise UserError(f"the held-out files {' '.join(map(str, patterns))} hold no text to predict.")
+        raise UserError("the held-out texts hold nothing to predict: no token comes out of them.")
     tokens = np.full((len(rows), seq_length), start_id, dtype=np.int64)
     labels = np.full((len(rows), seq_length), start_id, dtype=np.int64)
     mask = np.zeros((len(rows), seq_length), dtype=np.float32)
@@ -97,10 +111,9 @@ def _cut(
         predicted = end
 
 
-def _read_texts(patterns: Sequence[str | Path], text_key: str, max_documents: int | None) -> list[str]:
+def _read_texts(patterns: Sequence[str | Path], text_key: str) -> Iterator[str]:
     from megatron_native.corpus.readers import Refusal, expand_inputs, read_documents
 
-    texts: list[str] = []
     for path in expand_inputs([str(pattern) for pattern in patterns]):
         for record in read_documents(path, text_key=text_key):
             if isinstance(record, Refusal):
@@ -109,7 +122,4 @@ def _read_texts(patterns: Sequence[str | Path], text_key: str, max_documents: in
                     "repair the record or take it out."
                 )
             if record.text:
-                texts.append(record.text)
-            if max_documents is not None and len(texts) >= max_documents:
-                return texts
-    return texts
+                yield record.text

@@ -169,11 +169,24 @@ class HuggingFaceTokenizer(Tokenizer):
         self._rust.no_padding()
         self._rust.encode_special_tokens = True  # special tokens in the text are text
         self._config = _read_config(self.path.with_name("tokenizer_config.json"))
+        self._mark_named_tokens_special()
         self._added = self._rust.get_added_tokens_decoder()
         self.vocab_size = max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         vocabulary = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
         self.hash = _content_hash(json.dumps(vocabulary, sort_keys=True, ensure_ascii=False).encode())
         super().__init__(eod_token, bos)
+
+    def _mark_named_tokens_special(self) -> None:
+        """Tokens that the configuration names (`eos_token`, …) are special even where tokenizer.json forgets to say so.
+
+        transformers does the same when it loads a tokenizer.
+        """
+        from tokenizers import AddedToken
+
+        added = {token.content for token in self._rust.get_added_tokens_decoder().values() if not token.special}
+        named = {_token_text(value) for key, value in self._config.items() if key.endswith("_token")}
+        tokens = [AddedToken(token, special=True, normalized=False) for token in sorted(added & (named - {None}))]
+        self._rust.add_special_tokens(tokens)
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -200,11 +213,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @override
     def _template_begin(self) -> int | None:
-        configured = self._config.get("add_bos_token")
-        if configured is False:
-            return None
-        if configured is True and (token := self._configured_begin()) is not None:
-            return self.token_id(token)
+        # as transformers 5 has it: the template in tokenizer.json decides, whatever the configuration's add_bos_token
         plain = self._rust.encode("a", add_special_tokens=False).ids
         whole = self._rust.encode("a", add_special_tokens=True).ids
         for start in range(len(whole) - len(plain) + 1):

@@ -1,0 +1,348 @@
+"""The tokenize stage: shards of documents in, a Megatron indexed dataset with its manifest out.
+
+Worker processes tokenize one input file each into a part of its own (`encode_part.py`); the parts are joined in the
+order of the inputs, so that the bytes do not depend on the number of workers. Killed at any moment, the same command
+goes on from the parts that are finished; a finished dataset is skipped; other parameters are refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_native import manifest as manifests
+from megatron_native.data.encode_part import (
+    PartAccount,
+    TokenizeSettings,
+    encode_part,
+    part_file,
+    read_account,
+)
+from megatron_native.data.indexed import bin_path, idx_path, merge, token_dtype
+from megatron_native.data.tokenizers import Tokenizer
+from megatron_native.errors import UserError
+
+STAGE = "tokenize"
+LOCK = "lock"
+PACKAGES = ("tokenizers", "sentencepiece", "numpy", "orjson", "zstandard", "pyarrow")
+
+
+@dataclass(frozen=True)
+class TokenizedDataset:
+    """One finished dataset: its prefix (without `.bin`), its manifest, and whether it was there already."""
+
+    prefix: Path
+    manifest: dict[str, Any]
+    skipped: bool
+
+    def summary(self) -> str:
+        """The account, readable."""
+        manifest, counts = self.manifest, self.manifest["counts"]
+        size = counts["text_bytes"]
+        lines = [
+            f"{self.prefix}.bin: {counts['kept']:,} documents, {manifest['tokens']:,} tokens ({manifest['dtype']}) of "
+            f"{size / 1e6:,.1f} MB of text, {size / manifest['tokens']:.2f} bytes a token",
+            f"  documents begin with {manifest['document_policy']['begin'] or 'their text'}"
+            f" and end with {manifest['document_policy']['end'] or 'their text'}",
+        ]
+        for what, reasons in (("dropped", counts["dropped"]), ("quarantined", counts["quarantined"])):
+            lines += [f"  {what}: {number:,} {reason}" for reason, number in sorted(reasons.items())]
+        if counts["special_tokens_in_text"]:
+            lines.append(f"  {counts['special_tokens_in_text']:,} special tokens spelled in the text, encoded as text")
+        if counts["separators_from_text"]:
+            lines.append(
+                f"  WARNING: {counts['separators_from_text']:,} separators come from the text itself: this tokenizer "
+                f"can't tell the spelling {manifest['document_policy']['end']} from the token"
+            )
+        return "\n".join(lines)
+
+
+def tokenize(
+    inputs: Sequence[str], output_prefix: str | Path, settings: TokenizeSettings, json_keys: Sequence[str] = ("text",),
+    workers: int = 1, say: Callable[[str], None] = print,
+) -> list[TokenizedDataset]:
+    """Tokenize the files that `inputs` (paths, globs, stage folders) name into one dataset a key.
+
+    `PREFIX_KEY_document.bin/.idx` with `.ids.jsonl.zst` (the documents' ids, one JSON string a line, in the order of
+    the dataset), `.manifest.json`, and `PREFIX_quarantine.jsonl.zst` where records were refused.
+
+    Raises:
+        UserError: an input, tokenizer or output that can't be used, a dataset made with other parameters, no tokens.
+    """
+    from megatron_native.corpus.readers import expand_inputs
+
+    paths = expand_inputs(list(inputs))
+    if workers < 1:
+        raise UserError(f"--workers is {workers}; at least one process is needed.")
+    tokenizer = settings.load_tokenizer()
+    output_prefix = Path(output_prefix)
+    results = []
+    for key in json_keys:
+        prefix = output_prefix.with_name(f"{output_prefix.name}_{key}_document")
+        infix = "" if len(json_keys) == 1 else f"_{key}"
+        stage = _TokenizeStage(
+            paths, prefix, output_prefix.with_name(f"{output_prefix.name}{infix}_quarantine.jsonl.zst"),
+            replace(settings, json_key=key), tokenizer, workers, say,
+        )
+        results.append(stage.run())
+    return results
+
+
+def read_document_ids(prefix: str | Path) -> Iterator[str]:
+    """The documents' ids of a dataset, in the order of its document boundaries."""
+    import io
+
+    import orjson
+    import zstandard
+
+    path = part_file(Path(prefix), "ids.jsonl.zst")
+    if not path.exists():
+        raise UserError(f"{path} is not there: the dataset was made without a table of document ids.")
+    with open(path, "rb") as file:
+        for line in io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)):
+            yield orjson.loads(line)
+
+
+class _TokenizeStage:
+    """One dataset's way from input files to a finished manifest."""
+
+    def __init__(
+        self, paths: list[Path], prefix: Path, quarantine: Path, settings: TokenizeSettings, tokenizer: Tokenizer,
+        workers: int, say: Callable[[str], None],
+    ) -> None:
+        self.paths, self.prefix, self.quarantine = paths, prefix, quarantine
+        self.settings, self.tokenizer, self.workers, self.say = settings, tokenizer, workers, say
+        self.folder = prefix.parent
+        self.parts_folder = part_file(prefix, "parts")
+        self.manifest_path = part_file(prefix, "manifest.json")
+        self.parts = [self.parts_folder / f"{number:05d}" for number in range(len(paths))]
+
+    def run(self) -> TokenizedDataset:
+        """Skip, or go on, or begin; then join and write the manifest."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        entries = [manifests.file_entry(path, self.folder) for path in self.paths]
+        if self._is_done(entries):
+            manifest = manifests.read_manifest(self.manifest_path)
+            assert manifest is not None
+            shutil.rmtree(self.parts_folder, ignore_errors=True)
+            self.say(f"{self.prefix}: already done, skipped ({manifest['tokens']:,} tokens)")
+            return TokenizedDataset(self.prefix, manifest, skipped=True)
+        self._refuse_foreign_output()
+        self.parts_folder.mkdir(exist_ok=True)
+        with _only_run(self.parts_folder):
+            self._write_or_check_plan(entries)
+            self._encode_missing_parts()
+            manifest = self._join(entries)
+        shutil.rmtree(self.parts_folder)
+        return TokenizedDataset(self.prefix, manifest, skipped=False)
+
+    def parameters(self) -> dict[str, Any]:
+        """All that the bytes of the dataset depend on, besides the inputs."""
+        settings, tokenizer = self.settings, self.tokenizer
+        return {
+            "tokenizer_type": settings.tokenizer_type,
+            "tokenizer_hash": tokenizer.hash,
+            "json_key": settings.json_key,
+            "id_key": settings.id_key,
+            "text_unit": settings.text_unit,
+            "max_line_bytes": settings.max_line_bytes,
+            "append_eod": settings.append_eod,
+            "eod_token": tokenizer.eod_token if settings.append_eod else None,
+            "bos_token": tokenizer.bos_token,
+        }
+
+    def _is_done(self, entries: list[dict[str, Any]]) -> bool:
+        if not manifests.already_done(self.manifest_path, STAGE, self.parameters(), entries):
+            return False
+        manifest = manifests.read_manifest(self.manifest_path) or {}
+        self._refuse_other_order(manifest, entries)
+        for output in manifest["outputs"]:
+            path = self.folder / output["path"]
+            if not path.is_file() or path.stat().st_size != output["bytes"]:
+                raise UserError(
+                    f"{self.manifest_path} says that {path.name} has {output['bytes']:,} bytes, and it "
+                    f"{'has another size' if path.is_file() else 'is gone'}. Delete the manifest to make it again."
+                )
+        return True
+
+    def _refuse_other_order(self, manifest: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+        if [entry["xxh3_128"] for entry in manifest["inputs"]] != [entry["xxh3_128"] for entry in entries]:
+            raise UserError(
+                f"{self.manifest_path} was made of the same inputs in another order, which is another dataset. Choose "
+                "another --output-prefix, or delete that manifest to make it anew."
+            )
+
+    def _refuse_foreign_output(self) -> None:
+        """Never write over a dataset that this stage did not make."""
+        for path in (bin_path(self.prefix), idx_path(self.prefix)):
+            if path.exists() and not self.parts_folder.exists():
+                raise UserError(
+                    f"{path} is there without {self.manifest_path.name}, so it was made by something else. Choose "
+                    "another --output-prefix, or move it away."
+                )
+
+    def _write_or_check_plan(self, entries: list[dict[str, Any]]) -> None:
+        """A work folder belongs to the parameters and inputs of its first run."""
+        plan = self.parts_folder / "plan.json"
+        if manifests.already_done(plan, STAGE, self.parameters(), entries):
+            self._refuse_other_order(manifests.read_manifest(plan) or {}, entries)
+            return
+        for path in self.parts_folder.iterdir():  # parts without a plan may be anything's
+            if path.name != LOCK:
+                path.unlink()
+        nothing = {"read": 0, "kept": 0, "dropped": {}, "quarantined": {}}
+        manifests.write_json(plan, manifests.build_manifest(STAGE, self.parameters(), entries, [], nothing))
+
+    def _encode_missing_parts(self) -> None:
+        missing = [number for number, part in enumerate(self.parts) if read_account(part) is None]
+        if len(missing) < len(self.parts):
+            self.say(f"{self.prefix}: {len(self.parts) - len(missing)} of {len(self.parts)} files are done already")
+        if not missing:
+            return
+        # the largest files first, so that no worker is left alone with one at the end
+        missing.sort(key=lambda number: -self.paths[number].stat().st_size)
+        processes = min(self.workers, len(missing))
+        jobs = [(self.paths[number], self.parts[number]) for number in missing]
+        _run_in_processes(jobs, self.settings, processes, threads=max(1, self.workers // processes))
+
+    def _join(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        total, lineage = PartAccount(), _input_manifests(self.paths, self.folder)
+        for part, entry in zip(self.parts, entries):
+            account = read_account(part)
+            assert account is not None
+            total.add(account)
+            entry["records"] = account.read
+            entry["documents"] = account.kept + sum(account.dropped.values())
+        refused = _concatenate([part_file(part, "quarantine.jsonl.zst") for part in self.parts], self.quarantine)
+        if not total.tokens:
+            shutil.rmtree(self.parts_folder)
+            raise UserError(
+                f"the inputs hold no text to tokenize: {total.read} records read, {sum(total.dropped.values())} empty, "
+                f"{sum(total.quarantined.values())} refused {dict(total.quarantined)}"
+                + (f" ({self.quarantine})" if refused else "") + f". Is --json-keys {self.settings.json_key} right?"
+            )
+        dtype = token_dtype(self.tokenizer.vocab_size)
+        merge(self.parts, self.prefix, dtype)
+        identifiers = part_file(self.prefix, "ids.jsonl.zst")
+        _concatenate([part_file(part, "ids.jsonl.zst") for part in self.parts], identifiers)
+        outputs = [bin_path(self.prefix), idx_path(self.prefix), identifiers] + ([self.quarantine] if refused else [])
+        documents = total.kept + sum(total.dropped.values())
+        manifest = manifests.build_manifest(
+            STAGE, self.parameters(), entries, [manifests.file_entry(path, self.folder) for path in outputs],
+            {
+                "read": total.read, "kept": total.kept, "dropped": dict(total.dropped),
+                "quarantined": dict(total.quarantined), "text_bytes": total.text_bytes,
+                "special_tokens_in_text": total.special_tokens_in_text,
+                "separators_from_text": total.separators_from_text,
+            },
+            PACKAGES,
+            tokenizer=self.tokenizer.description(),
+            document_policy={
+                "begin": self.tokenizer.bos_token, "end": self.tokenizer.eod_token if self.settings.append_eod else None,
+            },
+            dtype=dtype.__name__, id_range=[total.lowest_id, total.highest_id], tokens=total.tokens,
+            documents=documents, lineage=lineage,
+        )
+        manifests.write_json(self.manifest_path, manifest)
+        return manifest
+
+
+def _input_manifests(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
+    """The manifests of the stage folders that the inputs lie in: the dataset's lineage."""
+    found: dict[Path, dict[str, Any]] = {}
+    for path in paths:
+        for place in (path.parent, path.parent.parent):
+            candidate = place / "manifest.json"
+            if candidate.is_file() and candidate not in found and (manifest := manifests.read_manifest(candidate)):
+                found[candidate] = {**manifests.file_entry(candidate, folder), "stage": manifest["stage"]}
+                break
+    return list(found.values())
+
+
+def _concatenate(pieces: Sequence[Path], target: Path) -> bool:
+    """Join zstd files, frame after frame, beside the target and rename; False, and no file, where there are none."""
+    present = [piece for piece in pieces if piece.exists()]
+    if not present:
+        return False
+    temporary = target.with_name(target.name + ".partial")
+    with open(temporary, "wb") as out:
+        for piece in present:
+            with open(piece, "rb") as source:
+                shutil.copyfileobj(source, out, 1 << 22)
+    os.replace(temporary, target)
+    return True
+
+
+@contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """Hold the work folder's lock, so that two runs never write the same parts."""
+    with open(folder / LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another run is writing {folder.with_suffix('')}; wait for it, or stop it.") from error
+        yield
+
+
+# ---- worker processes -----------------------------------------------------------------------------------------------
+
+_worker: dict[str, Any] = {}
+"""A worker process's tokenizer, settings, progress queue and stop event."""
+
+
+def _start_worker(settings: TokenizeSettings, threads: int, progress: Any, stop: Any) -> None:
+    """Set a fresh process up: engine threads before the engine is imported, and an end when the parent ends."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C and tells its workers
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker.update(tokenizer=settings.load_tokenizer(), settings=settings, progress=progress, stop=stop)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(path: Path, part: Path) -> None:
+    def report(text_bytes: int, documents: int, tokens: int) -> None:
+        _worker["progress"].put((text_bytes, documents, tokens))
+        if _worker["stop"].is_set():
+            raise InterruptedError("stopped")
+
+    encode_part(path, part, _worker["tokenizer"], _worker["settings"], report)
+
+
+def _run_in_processes(jobs: list[tuple[Path, Path]], settings: TokenizeSettings, processes: int, threads: int) -> None:
+    """Encode every (input, part) in `processes` spawned processes; the first failure stops the others."""
+    context = multiprocessing.get_context("spawn")
+    progress, stop = context.Queue(), context.Event()
+    executor = ProcessPoolExecutor(processes, context, _start_worker, (settings, threads, progress, stop))
+    try:
+        waiting: set[Future[None]] = {executor.submit(_encode_in_worker, *job) for job in jobs}
+        while waiting:
+            finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died, most likely killed for want of memory (dmesg says so). What is finished is kept: "
+            "run the same command with fewer --workers."
+        ) from error
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
