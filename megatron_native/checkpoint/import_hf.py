@@ -1,0 +1,214 @@
+"""Hugging Face folder → checkpoint: names and layout change, no bit of any weight does.
+
+Weights stream tensor by tensor from safetensors into megatron-core's torch_dist format, in the dtype that they have;
+tokenizer, configuration and the logits of fixed texts travel along. The checkpoint is built beside its place and
+renamed there when whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.reference_logits import record_reference_logits
+from megatron_native.checkpoint.safetensors_files import HfWeights, tensor_digest
+from megatron_native.checkpoint.torch_dist import TorchDistWriter
+from megatron_native.config.model import ModelConfig
+from megatron_native.errors import UserError
+from megatron_native.manifest import already_done, build_manifest, file_entry, write_json
+from megatron_native.models.families import model_pieces, read_hf_config, to_model_config
+from megatron_native.models.weight_map import EXTRA_STATE_MODULES, Piece
+from megatron_native.progress import progress
+
+STAGE = "import-hf"
+PACKAGES = ("torch", "megatron-core", "transformers", "safetensors")
+DERIVED_SUFFIX = ".rotary_emb.inv_freq"
+"""LLaMA-2's folders carry the rotary frequencies as tensors; they follow from config.json and are not converted."""
+TIED_OUTPUT = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+_FREE_SPACE_MARGIN = 64 << 20
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What an import did."""
+
+    checkpoint: Path
+    tensors: int
+    bytes: int
+    skipped: bool
+    """The checkpoint was there already, made from the same files."""
+    not_carried: tuple[str, ...] = ()
+    """Files of the Hugging Face folder that are neither weights, configuration nor tokenizer."""
+
+
+def import_hf(hf_folder: Path, output: Path, *, reference_logits: bool = True) -> ImportResult:
+    """Convert `hf_folder` to a checkpoint at `output`.
+
+    Args:
+        hf_folder: config.json, safetensors (one file or shards with an index), tokenizer files.
+        output: the checkpoint's folder; it must not exist, or be the result of the same import.
+        reference_logits: record logits of fixed texts by running the model through transformers, in FP32 on the CPU.
+
+    Raises:
+        UserError: an unsupported or damaged folder, tensors that the model does not know or lacks, shapes or dtypes
+            that don't fit, too little disk or memory, or an output that holds something else.
+    """
+    hf_folder, output = Path(hf_folder).absolute(), Path(output).absolute()
+    source_config = read_hf_config(hf_folder)
+    config = to_model_config(source_config)
+    weights = HfWeights(hf_folder)
+    pieces = model_pieces(config)
+    tied_copy, derived = check_names(weights, pieces, config)
+    check_dtypes(weights, pieces)
+    carried = _carried_files(hf_folder)
+    parameters = {"reference_logits": reference_logits}
+    sources = [*weights.files, *carried]
+    with progress("read source", total=sum(path.stat().st_size for path in sources), unit="B") as bar:
+        inputs = []
+        for path in sources:
+            inputs.append(file_entry(path, hf_folder))
+            bar.advance(path.stat().st_size)
+    total = sum(spec.bytes for spec in weights.specs.values())
+    if already_done(output / layout.MANIFEST_FILE, STAGE, parameters, inputs):
+        layout.check_complete(output)
+        return ImportResult(output, len(weights.specs), total, skipped=True)
+    layout.refuse_occupied(output, STAGE)
+    layout.check_free_space(output, total + _FREE_SPACE_MARGIN, "the checkpoint")
+
+    partial = layout.start_partial(output)
+    digests, records = _convert(weights, pieces, partial, config, tied_copy)
+    layout.write_model_config(partial, config)
+    _copy_files(hf_folder, partial, carried)
+    write_json(partial / layout.HF_TENSORS_FILE, {"format": layout.TENSORS_FORMAT, "tensors": records})
+    if reference_logits:
+        tokenizer = partial / layout.TOKENIZER_FOLDER
+        record_reference_logits(
+            hf_folder,
+            tokenizer if tokenizer.is_dir() else None,
+            partial / layout.REFERENCE_LOGITS_FILE,
+            config.vocab_size,
+            config.max_position_embeddings,
+        )
+    outputs = [
+        {"path": f"../{name}", "bytes": (partial / name).stat().st_size, "xxh3_128": digest}
+        for name, digest in digests.items()
+    ]
+    counts = {
+        "read": len(weights.specs),
+        "kept": len(records),
+        "dropped": {"derived rotary frequencies": len(derived)} if derived else {},
+        "quarantined": {},
+        "bytes": total,
+    }
+    manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES)
+    write_json(partial / layout.MANIFEST_FILE, manifest)
+    layout.write_checksums(partial, known=digests)
+    layout.finish_partial(partial, output)
+    sources_read = {path.name for path in sources}
+    rest = sorted(path.name for path in hf_folder.iterdir() if path.name not in sources_read | {"source.json"})
+    not_carried = tuple(
+        name for name in rest if not layout.is_tokenizer_file(name) and not name.endswith(".safetensors.index.json")
+    )
+    return ImportResult(output, len(records), total, skipped=False, not_carried=not_carried)
+
+
+def check_names(weights: HfWeights, pieces: list[Piece], config: ModelConfig) -> tuple[bool, list[str]]:
+    """Compare the folder's tensors with the model's, by name and shape.
+
+    Returns (whether a tied model carries its output layer as a copy of the embedding, derived tensors to leave out).
+    Raises `UserError` naming unknown, missing or misshapen tensors.
+    """
+    expected = {name: shape for piece in pieces for name, shape in zip(piece.hf_names, piece.hf_shapes, strict=True)}
+    derived = [name for name in weights.specs if name.endswith(DERIVED_SUFFIX)]
+    unknown = sorted(weights.specs.keys() - expected.keys() - set(derived))
+    tied_copy = config.tie_word_embeddings and TIED_OUTPUT in unknown
+    if tied_copy:
+        unknown.remove(TIED_OUTPUT)
+        if tensor_digest(weights.read(TIED_OUTPUT)) != tensor_digest(weights.read(EMBEDDING)):
+            raise UserError(
+                f"{weights.folder}: config.json ties the embeddings (tie_word_embeddings = true), but {TIED_OUTPUT} differs "
+                f"from {EMBEDDING}; one of the two statements is wrong, and choosing would change the model."
+            )
+    missing = sorted(expected.keys() - weights.specs.keys())
+    if unknown or missing:
+        raise UserError(
+            f"{weights.folder} does not hold the tensors of a {config.family} model of this config.json: "
+            + "; ".join(filter(None, [_listed("unknown", unknown), _listed("missing", missing)]))
+            + ". Check that config.json and the weights belong together and that the download is whole."
+        )
+    for name, shape in expected.items():
+        found = weights.specs[name].shape
+        if found != shape:
+            raise UserError(
+                f"{weights.folder}: '{name}' has shape {list(found)}, but config.json makes it {list(shape)}; the two don't "
+                "belong together."
+            )
+    return tied_copy, derived
+
+
+def check_dtypes(weights: HfWeights, pieces: list[Piece]) -> None:
+    """Raise `UserError` unless the tensors that become one global tensor share a dtype: none is ever converted."""
+    first: dict[str, tuple[str, str]] = {}
+    for piece in pieces:
+        for name in piece.hf_names:
+            dtype = weights.specs[name].dtype
+            before, before_name = first.setdefault(piece.key, (dtype, name))
+            if dtype != before:
+                raise UserError(
+                    f"{weights.folder}: '{name}' is {dtype} but '{before_name}' is {before}, and both become part of one "
+                    f"tensor ({piece.key}). Save the model in one dtype: model.to(torch.bfloat16).save_pretrained(FOLDER)."
+                )
+
+
+def _convert(
+    weights: HfWeights, pieces: list[Piece], folder: Path, config: ModelConfig, tied_copy: bool
+) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """Write every piece; return the digests of the files written and the record of the tensors read."""
+    writer = TorchDistWriter(folder)
+    records: dict[str, dict[str, Any]] = {}
+    with progress("import", total=sum(spec.bytes for spec in weights.specs.values()), unit="B") as bar:
+        for piece in pieces:
+            tensors = [weights.read(name) for name in piece.hf_names]
+            for name, tensor in zip(piece.hf_names, tensors, strict=True):
+                spec = weights.specs[name]
+                records[name] = {
+                    "dtype": spec.dtype, "shape": list(spec.shape), "xxh3_128": tensor_digest(tensor)
+                }  # fmt: skip
+            writer.write(piece.key, piece.global_shape, piece.offset, piece.to_megatron(tensors))
+            bar.advance(sum(tensor.nbytes for tensor in tensors))
+    for module in EXTRA_STATE_MODULES:
+        for layer in range(config.num_layers):
+            writer.write_object(f"{module}._extra_state/shard_{layer}_{config.num_layers}", None)
+    writer.finish()
+    if tied_copy:
+        records[TIED_OUTPUT] = dict(records[EMBEDDING])
+    return writer.digests, records
+
+
+def _carried_files(hf_folder: Path) -> list[Path]:
+    """Configuration and tokenizer files, folders of templates spelled out."""
+    result = []
+    for path in sorted(hf_folder.iterdir()):
+        if path.name in ("config.json", layout.GENERATION_CONFIG) or layout.is_tokenizer_file(path.name):
+            result.extend(sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path])
+    return result
+
+
+def _copy_files(hf_folder: Path, checkpoint: Path, carried: list[Path]) -> None:
+    for path in carried:
+        relative = path.relative_to(hf_folder)
+        folder = layout.TOKENIZER_FOLDER if layout.is_tokenizer_file(relative.parts[0]) else layout.HF_FOLDER
+        target = checkpoint / folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _listed(what: str, names: list[str], shown: int = 5) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{what} {', '.join(names[:shown])}{more}"

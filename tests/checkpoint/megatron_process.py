@@ -1,0 +1,64 @@
+"""One process of bare megatron-core: loads a checkpoint at a layout and saves it again. Started by torchrun in tests.
+
+    torchrun --nproc_per_node N megatron_process.py SOURCE TARGET HF_CONFIG TP PP
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def main() -> None:
+    source, target, hf_config, tp, pp = *sys.argv[1:4], *map(int, sys.argv[4:6])
+    from megatron_native.platform import seed_everything, start_platform
+
+    start_platform("cpu")
+    import torch
+    import transformers
+    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    parallel_state.initialize_model_parallel(tp, pp)
+    seed_everything(1)
+    hf = transformers.AutoConfig.from_pretrained(hf_config)
+    config = TransformerConfig(
+        num_layers=hf.num_hidden_layers,
+        hidden_size=hf.hidden_size,
+        num_attention_heads=hf.num_attention_heads,
+        num_query_groups=hf.num_key_value_heads,
+        ffn_hidden_size=hf.intermediate_size,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=hf.model_type == "qwen2",
+        normalization="RMSNorm",
+        use_cpu_initialization=True,
+        tensor_model_parallel_size=tp,
+        pipeline_model_parallel_size=pp,
+        params_dtype=torch.float32,
+        pipeline_dtype=torch.float32,
+        gradient_accumulation_fusion=False,
+    )
+    model = GPTModel(
+        config,
+        get_gpt_layer_local_spec(normalization="RMSNorm"),
+        vocab_size=-(-hf.vocab_size // 32) * 32,
+        max_sequence_length=64,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=hf.tie_word_embeddings,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    loaded = dist_checkpointing.load(model.sharded_state_dict(), source)
+    model.load_state_dict(loaded)
+    dist_checkpointing.save(model.sharded_state_dict(), target)
+
+
+if __name__ == "__main__":
+    main()
