@@ -17,6 +17,7 @@ one) and the version of transformers. The model runs in FP32 on the CPU.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ class LogitComparison:
     """How far a model's logits are from recorded ones, over one or more texts."""
 
     max_abs_difference: float
-    """Largest |Δ| over the full rows of the last positions and the recorded best tokens of all."""
+    """Largest |Δ| over the full rows of the last positions and the recorded best tokens of all; inf for a NaN."""
     mean_kl: float
     """Mean over the last positions of KL(recorded ‖ new), in nats."""
     top1_agreement: float
@@ -153,17 +154,18 @@ def compare_logits(references: list[ReferenceText], logits: dict[str, Tensor]) -
     for text in references:
         new = logits[text.name].float()[:, : text.logits.shape[1]]
         rows = new[text.positions]
-        largest = max(
-            largest,
-            (rows - text.logits).abs().max().item(),
-            (new.gather(1, text.top_ids) - text.top_logits).abs().max().item(),
-        )
+        difference = torch.stack([
+            (rows - text.logits).abs().max(),
+            (new.gather(1, text.top_ids) - text.top_logits).abs().max(),
+        ]).max()
+        largest = max(largest, difference.item()) if torch.isfinite(difference) else math.inf
         expected = text.logits.double().log_softmax(-1)
         divergence += (expected.exp() * (expected - rows.double().log_softmax(-1))).sum().item()
         agreed += int((new.argmax(-1) == text.top_ids[:, 0]).sum())
         positions += len(text.ids)
         full += len(text.positions)
-    return LogitComparison(largest, max(divergence / full, 0.0), agreed / positions, positions)
+    mean_kl = max(divergence / full, 0.0) if math.isfinite(divergence) else math.inf
+    return LogitComparison(largest, mean_kl, agreed / positions, positions)
 
 
 def _compact(ids: Tensor, logits: Tensor) -> dict[str, Tensor]:
