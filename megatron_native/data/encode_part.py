@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -125,9 +125,9 @@ def part_file(part: Path, suffix: str) -> Path:
 
 def encode_part(
     path: Path, part: Path, tokenizer: Tokenizer, settings: TokenizeSettings,
-    on_batch: Callable[[int, int, int], None] = lambda text_bytes, documents, tokens: None,
+    on_batch: Callable[[int], None] = lambda text_bytes: None,
 ) -> PartAccount:
-    """Tokenize the file `path` into the part `part`; `on_batch(text bytes, documents, tokens)` hears of the progress."""
+    """Tokenize the file `path` into the part `part`; `on_batch(text bytes)` hears of the progress."""
     from megatron_native.corpus.readers import read_documents
 
     account = PartAccount()
@@ -143,13 +143,12 @@ def encode_part(
     ):
         encoder = _DocumentEncoder(tokenizer, settings, account)
         for batch in _batches(_without_refusals(records, quarantine, account)):
-            tokens_before, documents = account.tokens, 0
+            before = account.text_bytes
             for document, ids in encoder.encode(batch, quarantine):
                 writer.add_document(ids)
                 identifiers.write(document.id)
-                documents += 1
-            on_batch(sum(len(document.text.encode()) for document in batch), documents, account.tokens - tokens_before)
-    write_json(part_file(part, "json"), asdict(account))
+            on_batch(account.text_bytes - before)
+    write_json(part_file(part, "json"), vars(account))
     return account
 
 

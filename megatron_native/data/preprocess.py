@@ -8,13 +8,9 @@ goes on from the parts that are finished; a finished dataset is skipped; other p
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +20,12 @@ from megatron_native import manifest as manifests
 from megatron_native.data.encode_part import (
     PartAccount,
     TokenizeSettings,
-    encode_part,
     part_file,
     read_account,
 )
 from megatron_native.data.indexed import bin_path, idx_path, merge, token_dtype
 from megatron_native.data.tokenizers import Tokenizer
+from megatron_native.data.workers import encode_in_processes
 from megatron_native.errors import UserError
 
 STAGE = "tokenize"
@@ -209,11 +205,10 @@ class _TokenizeStage:
             self.say(f"{self.prefix}: {len(self.parts) - len(missing)} of {len(self.parts)} files are done already")
         if not missing:
             return
-        # the largest files first, so that no worker is left alone with one at the end
-        missing.sort(key=lambda number: -self.paths[number].stat().st_size)
-        processes = min(self.workers, len(missing))
-        jobs = [(self.paths[number], self.parts[number]) for number in missing]
-        _run_in_processes(jobs, self.settings, processes, threads=max(1, self.workers // processes))
+        encode_in_processes(
+            [(self.paths[number], self.parts[number]) for number in missing], self.settings, self.workers,
+            label=self.prefix.name, say=self.say,
+        )
 
     def _join(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         total, lineage = PartAccount(), _input_manifests(self.paths, self.folder)
@@ -292,57 +287,3 @@ def _only_run(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise UserError(f"another run is writing {folder.with_suffix('')}; wait for it, or stop it.") from error
         yield
-
-
-# ---- worker processes -----------------------------------------------------------------------------------------------
-
-_worker: dict[str, Any] = {}
-"""A worker process's tokenizer, settings, progress queue and stop event."""
-
-
-def _start_worker(settings: TokenizeSettings, threads: int, progress: Any, stop: Any) -> None:
-    """Set a fresh process up: engine threads before the engine is imported, and an end when the parent ends."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C and tells its workers
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.update(tokenizer=settings.load_tokenizer(), settings=settings, progress=progress, stop=stop)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode_in_worker(path: Path, part: Path) -> None:
-    def report(text_bytes: int, documents: int, tokens: int) -> None:
-        _worker["progress"].put((text_bytes, documents, tokens))
-        if _worker["stop"].is_set():
-            raise InterruptedError("stopped")
-
-    encode_part(path, part, _worker["tokenizer"], _worker["settings"], report)
-
-
-def _run_in_processes(jobs: list[tuple[Path, Path]], settings: TokenizeSettings, processes: int, threads: int) -> None:
-    """Encode every (input, part) in `processes` spawned processes; the first failure stops the others."""
-    context = multiprocessing.get_context("spawn")
-    progress, stop = context.Queue(), context.Event()
-    executor = ProcessPoolExecutor(processes, context, _start_worker, (settings, threads, progress, stop))
-    try:
-        waiting: set[Future[None]] = {executor.submit(_encode_in_worker, *job) for job in jobs}
-        while waiting:
-            finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died, most likely killed for want of memory (dmesg says so). What is finished is kept: "
-            "run the same command with fewer --workers."
-        ) from error
-    finally:
-        stop.set()
-        executor.shutdown(wait=True, cancel_futures=True)

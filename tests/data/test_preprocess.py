@@ -244,7 +244,8 @@ def test_bad_records_are_set_aside_and_counted(smollm, tmp_path):
     path = tmp_path / "in.jsonl"
     good = json.dumps({"id": "g", "text": "كلام سليم"}).encode()
     bad = [b'{"id": "1", "text": "cut', b'{"id": "2"}', '{"id": "3", "text": "ويندوز"}'.encode("cp1256"),
-           b'{"id": "4", "text": 7}', b"[1, 2]", b'{"id": "5", "text": "\\ud800"}', b'{"id": "6", "text": "' + b"x" * 5000 + b'"}']
+           b'{"id": "4", "text": 7}', b"[1, 2]", b'{"id": "5", "text": "\\ud800"}',
+           b'{"id": "6", "text": "' + b"x" * 5000 + b'"}']
     path.write_bytes(b"\n".join([good, *bad, good]) + b"\n")
     result, _ = run([str(path)], tmp_path / "out", smollm, max_line_bytes=2000)
     counts = result.manifest["counts"]
