@@ -60,9 +60,12 @@ class ExportResult:
 class CheckpointWeights:
     """The Hugging Face tensors of a checkpoint, by piece: what an export writes and a verification compares."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        """Reads metadata only; `UserError` for a checkpoint cut short, or with weights the model does not have."""
-        layout.check_complete(checkpoint)
+    def __init__(self, checkpoint: Path, full_check: bool = False) -> None:
+        """Reads metadata, and with `full_check` every file once to compare its digest.
+
+        Raises `UserError` for a checkpoint that is damaged, cut short, or has weights that its model does not.
+        """
+        layout.check_complete(checkpoint, full=full_check)
         self.checkpoint = checkpoint
         self.config: ModelConfig = layout.read_model_config(checkpoint)
         self.hf_config = layout.read_json(checkpoint / layout.HF_CONFIG_FILE)

@@ -50,6 +50,12 @@ _TOKENIZER_NAMES = frozenset({
 })  # fmt: skip
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an exception of a library says, fit for the middle of a sentence: no line breaks, not too long."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 300 else said[:300] + "…"
+
+
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file or folder of a Hugging Face folder belongs to its tokenizer or chat templates."""
     return name in _TOKENIZER_NAMES or name.endswith(".tiktoken")

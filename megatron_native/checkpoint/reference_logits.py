@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_native.checkpoint.layout import in_one_line
 from megatron_native.errors import UserError
 
 FORMAT = "megatron-native/reference-logits/1"
@@ -124,7 +125,7 @@ def run_transformers(hf_folder: Path, inputs: dict[str, Tensor]) -> dict[str, Te
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise UserError(
-            f"transformers {transformers.__version__} can't load {hf_folder}: {error}. Logits can't be computed; "
+            f"transformers {transformers.__version__} can't load {hf_folder}: {in_one_line(error)}. Logits can't be computed; "
             "--no-reference-logits goes on without them."
         ) from error
     model.eval()
@@ -145,7 +146,7 @@ def load_reference_logits(path: Path) -> list[ReferenceText]:
                 for name in json.loads(metadata["texts"])
             ]
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable reference file ({error}); import the model again.") from error
+        raise UserError(f"{path} is no readable reference file ({in_one_line(error)}); import the model again.") from error
 
 
 def compare_logits(references: list[ReferenceText], logits: dict[str, Tensor]) -> LogitComparison:
@@ -196,8 +197,8 @@ def _inputs(tokenizer_folder: Path | None, vocab_size: int, limit: int) -> dict[
         inputs = {name: torch.tensor(tokenizer(text)["input_ids"][:limit]) for name, text in TEXTS.items()}
     except Exception as error:  # tokenizers raise plain Exception for a damaged file
         raise UserError(
-            f"the tokenizer beside the weights does not load ({type(error).__name__}: {error}); repair its files, or "
-            "import with --no-reference-logits."
+            f"the tokenizer beside the weights does not load ({type(error).__name__}: {in_one_line(error)}); "
+            "repair its files, or import with --no-reference-logits."
         ) from error
     highest = max(int(ids.max()) for ids in inputs.values())
     if highest >= vocab_size:

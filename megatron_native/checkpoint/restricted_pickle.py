@@ -10,6 +10,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+from megatron_native.checkpoint.layout import in_one_line
 from megatron_native.errors import UserError
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -75,7 +76,7 @@ def read_metadata(path: Path) -> Any:
             "else or tampered with: don't use this checkpoint unless you trust where it came from and rewrite it there."
         ) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); copy the checkpoint again.") from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {in_one_line(error)}); copy it again.") from error
     if not isinstance(value, Metadata):
         raise UserError(f"{path} holds a {type(value).__name__} where checkpoint metadata belongs; copy it again.")
     return value

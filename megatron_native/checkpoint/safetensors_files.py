@@ -17,6 +17,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
+from megatron_native.checkpoint.layout import in_one_line
 from megatron_native.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -117,7 +118,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({error}); copy or download it again.") from error
+        raise UserError(f"{path} is no whole safetensors file ({in_one_line(error)}); copy or download it again.") from error
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

@@ -10,7 +10,6 @@ here.
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import pickle
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatron_native.checkpoint.layout import in_one_line
 from megatron_native.checkpoint.restricted_pickle import read_metadata
 from megatron_native.errors import UserError
 
@@ -216,8 +216,8 @@ class TorchDistReader:
             raise UserError(f"{self.folder} was cut short: {info.relative_path} is missing.") from None
         except Exception as error:  # zip and unpickling errors of a damaged archive come in many types
             raise UserError(
-                f"{path} is damaged: the {info.length} bytes at {info.offset}, part of '{key}', are no tensor ({error}). "
-                "Use an earlier checkpoint or copy this one again."
+                f"{path} is damaged: the {info.length} bytes at {info.offset}, part of '{key}', are no tensor "
+                f"({in_one_line(error)}). Use an earlier checkpoint or copy this one again."
             ) from error
         if not isinstance(tensor, torch.Tensor) or tensor.size() != torch.Size(chunk.sizes):
             raise UserError(f"{path}: the bytes at {info.offset} are not the {list(chunk.sizes)} values of '{key}'.")
@@ -263,6 +263,7 @@ def read_common(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{folder} was cut short: common.pt is missing.") from None
     except Exception as error:
-        reason = next(itertools.islice(str(error).splitlines(), 1), type(error).__name__)
-        raise UserError(f"{path} is damaged or holds more than plain values ({reason}); it was not loaded.") from error
+        raise UserError(
+            f"{path} is damaged or holds more than plain values ({in_one_line(error)}); it was not loaded."
+        ) from error
     return dict(value)

@@ -76,7 +76,7 @@ def verify_hf(checkpoint: Path, hf_folder: Path, *, logits: bool = True) -> Veri
 
     Raises `UserError` for a damaged checkpoint or folder; differences are not errors but findings.
     """
-    weights = CheckpointWeights(Path(checkpoint))
+    weights = CheckpointWeights(Path(checkpoint), full_check=True)
     found = HfWeights(Path(hf_folder))
     result = Verification(str(checkpoint), str(hf_folder))
     shape = to_model_config(read_hf_config(Path(hf_folder))).model_dump()

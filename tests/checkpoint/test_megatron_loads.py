@@ -19,7 +19,7 @@ PROCESS = Path(__file__).with_name("megatron_process.py")
 
 
 @pytest.mark.parametrize(
-    ("shape", "tensor_parallel", "pipeline_parallel"), [("llama3.1", 2, 2), ("qwen1.5", 2, 1), ("tied-llama", 1, 2)]
+    ("shape", "tensor_parallel", "pipeline_parallel"), [("qwen1.5", 2, 2), ("tied-llama", 1, 2)]
 )
 def test_megatron_core_loads_saves_and_the_export_is_the_import(shape, tensor_parallel, pipeline_parallel, tmp_path):
     # 381 tokens: megatron-core pads them to 384, and the padding must not come back.
