@@ -25,7 +25,7 @@ from megatron_native.data.encode_part import (
 )
 from megatron_native.data.indexed import bin_path, idx_path, merge, token_dtype
 from megatron_native.data.tokenizers import Tokenizer
-from megatron_native.data.workers import encode_in_processes
+from megatron_native.data.workers import WORKERS_LOCK, encode_in_processes
 from megatron_native.errors import UserError
 
 STAGE = "tokenize"
@@ -194,7 +194,7 @@ class _TokenizeStage:
             self._refuse_other_order(manifests.read_manifest(plan) or {}, entries)
             return
         for path in self.parts_folder.iterdir():  # parts without a plan may be anything's
-            if path.name != LOCK:
+            if path.name not in (LOCK, WORKERS_LOCK):
                 path.unlink()
         nothing = {"read": 0, "kept": 0, "dropped": {}, "quarantined": {}}
         manifests.write_json(plan, manifests.build_manifest(STAGE, self.parameters(), entries, [], nothing))
@@ -280,10 +280,12 @@ def _concatenate(pieces: Sequence[Path], target: Path) -> bool:
 
 @contextmanager
 def _only_run(folder: Path) -> Iterator[None]:
-    """Hold the work folder's lock, so that two runs never write the same parts."""
+    """Hold the work folder's lock, and wait for workers that a killed run has left to end: nothing else writes there."""
     with open(folder / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another run is writing {folder.with_suffix('')}; wait for it, or stop it.") from error
+        with open(folder / WORKERS_LOCK, "w") as workers:
+            fcntl.flock(workers, fcntl.LOCK_EX)
         yield

@@ -6,6 +6,7 @@ does, so that a killed run leaves nothing that still writes.
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import queue
@@ -25,11 +26,14 @@ from megatron_native.progress import Progress, progress
 Job = tuple[Path, Path]
 """An input file, and the part it becomes."""
 
+WORKERS_LOCK = "workers.lock"
+"""The file beside the parts that every worker holds a shared lock on while it lives."""
+
 TEXT_PER_FILE_BYTE = {".gz": 4.0, ".zst": 4.0, ".parquet": 2.5}
 """Bytes of text in a byte of file, by suffix, until finished files tell; only the ETA depends on it."""
 
 _worker: dict[str, Any] = {}
-"""A worker process's tokenizer, settings, report queue and stop event."""
+"""A worker process's tokenizer, settings, report queue, stop event and lock."""
 
 
 def encode_in_processes(
@@ -42,11 +46,11 @@ def encode_in_processes(
     """
     # the largest files first, so that no worker is left alone with one at the end
     jobs = sorted(jobs, key=lambda job: -job[0].stat().st_size)
-    processes = min(workers, len(jobs))
+    processes, folder = min(workers, len(jobs)), jobs[0][1].parent
     threads = max(1, workers // processes)
     context = multiprocessing.get_context("spawn")
     reports, stop = context.Queue(), context.Event()
-    executor = ProcessPoolExecutor(processes, context, _start_worker, (settings, threads, reports, stop))
+    executor = ProcessPoolExecutor(processes, context, _start_worker, (settings, threads, folder, reports, stop))
     try:
         with progress(label, unit="B") as bar:
             meter = _Meter(bar, jobs)
@@ -105,13 +109,15 @@ class _Meter:
         )
 
 
-def _start_worker(settings: TokenizeSettings, threads: int, reports: Any, stop: Any) -> None:
+def _start_worker(settings: TokenizeSettings, threads: int, folder: Path, reports: Any, stop: Any) -> None:
     """Set a fresh process up: engine threads before the engine is imported, and an end when the parent ends."""
+    lock = open(folder / WORKERS_LOCK, "w")  # noqa: SIM115 — held as long as the process lives
+    fcntl.flock(lock, fcntl.LOCK_SH)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C and tells its workers
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.update(tokenizer=settings.load_tokenizer(), settings=settings, reports=reports, stop=stop)
+    _worker.update(tokenizer=settings.load_tokenizer(), settings=settings, reports=reports, stop=stop, lock=lock)
 
 
 def _end_with_parent() -> None:
