@@ -29,6 +29,7 @@ _PLATFORM_DIFFERENCES: dict[PlatformKind, dict[str, Any]] = {
         "bias_activation_fusion": False,  # compiled for GPUs
         "cross_entropy_loss_fusion": False,  # compiled for GPUs
         "gradient_accumulation_fusion": False,  # a kernel of NVIDIA's Apex
+        "deallocate_pipeline_outputs": False,  # gloo reads a tensor that is being sent until the send is waited for
     },
     "cuda": {
         "use_cpu_initialization": True,
@@ -37,6 +38,7 @@ _PLATFORM_DIFFERENCES: dict[PlatformKind, dict[str, Any]] = {
         "bias_activation_fusion": True,
         "cross_entropy_loss_fusion": True,
         "gradient_accumulation_fusion": True,
+        "deallocate_pipeline_outputs": True,
     },
 }
 
@@ -127,10 +129,10 @@ def megatron_configs(
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
-        # gloo has no streams to overlap on; NCCL overlaps the interleaved schedule's messages.
-        overlap_p2p_comm=interleaved and platform == "cuda",
-        batch_p2p_comm=not (interleaved and platform == "cuda"),
-        deallocate_pipeline_outputs=True,
+        # In a batch of messages between two stages that are each other's next and previous one (PP2), the interleaved
+        # schedule would take gradients for activations; unbatched, each direction has a channel of its own.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         calculate_per_token_loss=True,
         cross_entropy_fusion_impl="native",
         **recomputations[training.recompute],

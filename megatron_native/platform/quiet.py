@@ -19,6 +19,7 @@ _IGNORED: tuple[tuple[type[Warning], str, str], ...] = (
     (FutureWarning, r".*torch\.distributed\.", r"torch\..*"),
     (FutureWarning, r".*", r"torch\.distributed\..*"),
     (UserWarning, r".*The \.grad attribute of a Tensor that is not a leaf", r".*"),
+    (FutureWarning, r".*we are deprecating ShardedTensor", r".*"),
     (UserWarning, r".*barrier\(\): using the device", r"torch\..*"),
     (UserWarning, r".*TypedStorage is deprecated", r".*"),
     (FutureWarning, r".*we are deprecating ShardedTensor", r".*"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
 from megatron_native.errors import UserError
 from megatron_native.training.model import TrainableModel
 
-_CONTENT = {"distrib_optim_sharding_type": "fully_reshardable"}
 _RNG_KEY = "rng_state"
+
+
+def _content() -> dict[str, Any]:
+    """What the checkpoint holds, for megatron-core, which adds process groups to the dictionary it is given."""
+    return {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 @dataclass
@@ -61,12 +66,12 @@ def save_checkpoint(
     if dist.get_rank() == 0:
         layout.start_partial(folder)
     dist.barrier()
-    state = _model_state(model)
+    state = _model_state(model.modules)
     state["progress"] = vars(progress).copy()
     if save_optimizer:
-        state["optimizer"] = model.optimizer.sharded_state_dict(_flat_model_state(state), metadata=_CONTENT)
+        state["optimizer"] = model.optimizer.sharded_state_dict(_flat_model_state(state), metadata=_content())
         state[_RNG_KEY] = _rng_object(_rng_state())
-    dist_checkpointing.save(state, str(partial), ("torch_dist", 1), content_metadata=_CONTENT)
+    dist_checkpointing.save(state, str(partial), ("torch_dist", 1), content_metadata=_content())
     if dist.get_rank() == 0:
         if source is not None:
             layout.copy_run_files(source, partial)
@@ -81,10 +86,19 @@ def save_checkpoint(
 
 def load_weights(folder: Path, model: TrainableModel) -> None:
     """Fill the model's weights from a checkpoint, of whatever layout, and the optimizer's masters from them."""
-    state = _model_state(model)
-    _require_keys(folder, state)
-    _put_model_state(model, dist_checkpointing.load(state, str(folder)))
+    load_model_weights(folder, model.modules)
     model.optimizer.reload_model_params()
+
+
+def load_model_weights(folder: Path, modules: Sequence[Any]) -> None:
+    """Fill unwrapped model chunks from a checkpoint.
+
+    Raises:
+        UserError: the checkpoint lacks a weight of the model, or has it in another shape.
+    """
+    state = _model_state(modules)
+    _require_keys(folder, state)
+    _put_model_state(modules, dist_checkpointing.load(state, str(folder)))
 
 
 def load_checkpoint(folder: Path, model: TrainableModel) -> Progress:
@@ -102,19 +116,20 @@ def load_checkpoint(folder: Path, model: TrainableModel) -> Progress:
             f"{folder} was saved without optimizer state (checkpointing.save_optimizer=false), so the run can't go on "
             "exactly from it. Start a new run with model.checkpoint set to it, in another run_dir."
         )
-    state = _model_state(model)
+    state = _model_state(model.modules)
     _require_keys(folder, state)
     _prepare_torch_adam_for_loading(model.optimizer)
     state["optimizer"] = model.optimizer.sharded_state_dict(
-        _flat_model_state(state), is_loading=True, metadata=_CONTENT
+        _flat_model_state(state), is_loading=True, metadata=_content()
     )
     rng = _rng_object(None)
     same_layout = any(key.startswith(f"{rng.unique_key}") for key in reader.objects)
     if same_layout:
         state[_RNG_KEY] = rng
     loaded = dist_checkpointing.load(state, str(folder))
-    _put_model_state(model, loaded)
+    _put_model_state(model.modules, loaded)
     model.optimizer.load_state_dict(loaded["optimizer"])
+    _separate_torch_adam_steps(model.optimizer)
     if same_layout:
         _set_rng_state(loaded[_RNG_KEY])
     return Progress(**read_common(folder)["progress"])
@@ -127,12 +142,11 @@ def prune(run_dir: Path, keep_last: int) -> None:
             shutil.rmtree(folder)
 
 
-def _model_state(model: TrainableModel) -> dict[str, Any]:
+def _model_state(modules: Sequence[Any]) -> dict[str, Any]:
     """Each chunk's sharded state under `model`, or `model0`, `model1`, … as in Megatron-LM."""
-    modules = model.modules
     if len(modules) == 1:
-        return {"model": modules[0].sharded_state_dict(metadata=_CONTENT)}
-    return {f"model{index}": module.sharded_state_dict(metadata=_CONTENT) for index, module in enumerate(modules)}
+        return {"model": modules[0].sharded_state_dict(metadata=_content())}
+    return {f"model{index}": module.sharded_state_dict(metadata=_content()) for index, module in enumerate(modules)}
 
 
 def _flat_model_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -140,8 +154,7 @@ def _flat_model_state(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key.startswith("model")}
 
 
-def _put_model_state(model: TrainableModel, loaded: dict[str, Any]) -> None:
-    modules = model.modules
+def _put_model_state(modules: Sequence[Any], loaded: dict[str, Any]) -> None:
     for index, module in enumerate(modules):
         key = "model" if len(modules) == 1 else f"model{index}"
         # Not strict about Transformer Engine's extra state, which an import leaves empty; weights were checked before.
@@ -152,7 +165,7 @@ def _put_model_state(model: TrainableModel, loaded: dict[str, Any]) -> None:
 
 
 def _prepare_torch_adam_for_loading(optimizer: Any) -> None:
-    """Bridge two gaps of megatron-core 0.16 with torch's AdamW, which stands in where no fused Adam is installed.
+    """Bridge gaps of megatron-core 0.16 with torch's AdamW, which stands in where no fused Adam is installed.
 
     It asks for the optimizer's step before there was one, so the state is allocated first. And it copies every state of
     a parameter from the checkpoint, `step` included, which is not stored per parameter: the value that it has already
@@ -172,6 +185,17 @@ def _prepare_torch_adam_for_loading(optimizer: Any) -> None:
                     }
         if hasattr(inner, "_set_main_param_and_optimizer_states"):
             inner._set_main_param_and_optimizer_states = _with_own_step(inner)
+
+
+def _separate_torch_adam_steps(optimizer: Any) -> None:
+    """Give every parameter a step counter of its own again: megatron-core 0.16 loads one tensor into all of them.
+
+    torch's AdamW counts in place, so a shared counter would advance once per parameter at every step.
+    """
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(inner.optimizer, torch.optim.AdamW):
+            for state in inner.optimizer.state.values():
+                state["step"] = state["step"].clone()
 
 
 def _with_own_step(optimizer: Any) -> Any:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_native.config.layout import check_layout
 from megatron_native.config.load import load_run_config
@@ -91,7 +92,7 @@ def launch_local(config: Path, overrides: Sequence[str], processes: int) -> int:
     return EXIT_DONE
 
 
-def _exit_code(failure: object) -> int:
+def _exit_code(failure: Any) -> int:
     rank, first = failure.get_first_failure()
     if first.exitcode == EXIT_REQUEUE:
         return EXIT_REQUEUE

@@ -1,0 +1,94 @@
+"""Every layout computes the same training: each gradient at step 1, each loss, each weight after step 10.
+
+A checkpoint holds global tensors, so what layouts computed can be compared tensor by tensor. The first moment of Adam
+after one step from zero is (1 − β₁) · gradient, which makes every reduced gradient visible, norms included.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_native.checkpoint.import_hf import import_hf
+from megatron_native.checkpoint.torch_dist import TorchDistReader
+from tests.distributed import run_jobs
+from tests.tiny_models import make_tiny_model
+from tests.training.conftest import run_config, write_token_dataset
+
+TP, PP, VPP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one process": (1, {}),
+    "TP2": (2, {TP: 2}),
+    "PP2": (2, {PP: 2}),
+    "PP2 with 2 virtual stages": (2, {PP: 2, VPP: 2}),
+    "DP2": (2, {}),
+    "DP2 without distributed optimizer": (2, {"use_distributed_optimizer": False}),
+    "TP2 with sequence parallel": (2, {TP: 2, "sequence_parallel": True}),
+    "TP2 × PP2": (4, {TP: 2, PP: 2}),
+    "TP2 × PP2 with sequence parallel": (4, {TP: 2, PP: 2, "sequence_parallel": True}),
+    "PP2 × DP2": (4, {PP: 2}),
+}
+SHAPES = ("llama3.1", "tied-llama", "qwen1.5")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders `<shape>/<layout>`, each with checkpoints after steps 1 and 10."""
+    folder = tmp_path_factory.mktemp("agreement")
+    prefix = write_token_dataset(folder / "tokens_text_document", seed=7)
+    jobs: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
+    # Adam divides by the root of the second moment: an epsilon above the rounding noise keeps gradients that are zero in
+    # theory (of key biases, which the softmax cancels) from becoming steps of full size.
+    optimizer = {"adam_eps": 1e-5}
+    for shape in SHAPES:
+        hf = make_tiny_model(folder / "hf" / shape, shape)
+        checkpoint = folder / "imported" / shape
+        import_hf(hf, checkpoint)
+        for name, (world_size, parallel) in LAYOUTS.items():
+            for stop in (1, 10):
+                config = run_config(
+                    folder / shape / name, checkpoint, prefix,
+                    parallel=parallel, training={"stop_after": stop}, optimizer=optimizer,
+                )  # fmt: skip
+                jobs[world_size].append({"train": config})
+    for world_size, group in jobs.items():
+        run_jobs(folder, world_size, group)
+    return folder
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(run: Path, step: int, start: str) -> dict[str, torch.Tensor]:
+    reader = TorchDistReader(run / "checkpoints" / f"step_{step:08d}")
+    return {key: reader.read(key) for key in reader.tensors if key.startswith(start)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one process"])
+def test_layout_agrees_with_one_process(runs: Path, shape: str, layout: str) -> None:
+    reference, other = runs / shape / "one process", runs / shape / layout
+
+    gradients, other_gradients = (tensors(run, 1, "optimizer.state.exp_avg.") for run in (reference, other))
+    assert gradients.keys() == other_gradients.keys()
+    assert any("layer_norm" in key for key in gradients), "norm gradients are compared too"
+    for key, gradient in gradients.items():
+        assert gradient.abs().max() > 0, key
+        scale = gradient.abs().max()
+        assert (gradient - other_gradients[key]).abs().max() <= 1e-4 * scale, key
+
+    assert losses(other) == pytest.approx(losses(reference), abs=1e-5)
+    assert losses(reference)[0] - losses(reference)[-1] > 0.5, "the run learns, so weights have moved"
+
+    weights, other_weights = (
+        {**tensors(run, 10, "decoder."), **tensors(run, 10, "embedding."), **tensors(run, 10, "output_layer.")}
+        for run in (reference, other)
+    )
+    assert weights.keys() == other_weights.keys()
+    for key, weight in weights.items():
+        assert (weight - other_weights[key]).abs().max() <= 1e-5, key
