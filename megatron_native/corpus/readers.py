@@ -1,0 +1,335 @@
+"""Readers: the files teams have, as a stream of documents and refusals, in the order of the file.
+
+JSONL (plain, .gz, .zst, .bz2), Parquet and plain text. Nothing is lost silently: a record that can't be read becomes a
+`Refusal` with its place, and so does the damaged end of a compressed file. Memory is bounded by the longest admitted
+line, not by the file.
+"""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import orjson
+
+from megatron_native.errors import UserError
+
+JSONL_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst", ".jsonl.bz2", ".json.bz2")
+TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst", ".txt.bz2")
+PARQUET_SUFFIXES = (".parquet",)
+READABLE_SUFFIXES = (*JSONL_SUFFIXES, *TEXT_SUFFIXES, *PARQUET_SUFFIXES)
+TEXT_UNITS = ("file", "line", "paragraph")
+MAX_LINE_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20
+_RAW_PREVIEW_BYTES = 2000
+
+
+class Document(msgspec.Struct):
+    """One record that was read, with the place it came from."""
+
+    id: str
+    text: str
+    metadata: dict[str, Any]
+    source: str
+    """Path of the file."""
+    offset: int
+    """Byte offset of the line in the (decompressed) file; for Parquet the row number."""
+    line: int
+    """Line, row or unit, 1 for the first."""
+
+
+class Refusal(msgspec.Struct):
+    """One record that could not be read: what quarantine keeps of it."""
+
+    source: str
+    offset: int
+    line: int
+    reason: str
+    """One of a few words, counted in the account."""
+    raw: str
+    """The record's beginning, undecodable bytes escaped."""
+    detail: str = ""
+
+
+def expand_inputs(patterns: Sequence[str]) -> list[Path]:
+    """Files that paths, globs and folders name, each once, in the order given; a folder means its readable files, sorted.
+
+    Files and folders whose name begins with `_` or `.` (quarantine, progress) are passed over inside folders.
+
+    Raises:
+        UserError: a pattern that names nothing readable.
+    """
+    found: dict[Path, None] = {}
+    for pattern in map(str, patterns):
+        path = Path(pattern)
+        if path.is_dir():
+            files = _folder_files(path)
+            if not files:
+                raise UserError(f"the folder {pattern} holds no file that can be read ({', '.join(READABLE_SUFFIXES)}).")
+        elif path.is_file():
+            files = [path]
+        elif path.is_symlink():
+            raise UserError(f"{pattern} is a link to {os.readlink(path)}, which does not exist; mend the link.")
+        elif path.exists():
+            raise UserError(f"{pattern} is neither a file nor a folder; give a file of documents.")
+        else:
+            files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+            if not files:
+                raise UserError(f"{pattern} does not exist and matches no file; check the path (globs need quotes).")
+        for file in files:
+            found.setdefault(file)
+    return list(found)
+
+
+def read_documents(
+    path: Path,
+    text_key: str = "text",
+    id_key: str = "id",
+    max_line_bytes: int = MAX_LINE_BYTES,
+    text_unit: str = "file",
+) -> Iterator[Document | Refusal]:
+    """Every record of a file, read or refused, in order.
+
+    Args:
+        path: the kind of file is told by its name's ending.
+        text_key: key or column of the text; dots reach into nested objects.
+        id_key: key or column of the id; a record without one is called `FILE:LINE`.
+        max_line_bytes: a longer line is refused without being held in memory.
+        text_unit: what one document of plain text is: `file`, `line` or `paragraph` (blank lines between).
+
+    Raises:
+        UserError: the file can't be opened, its kind is not known, or a Parquet file lacks the text column.
+    """
+    name = path.name.lower()
+    if name.endswith(PARQUET_SUFFIXES):
+        return _read_parquet(path, text_key, id_key)
+    if name.endswith(JSONL_SUFFIXES):
+        return _read_jsonl(path, text_key, id_key, max_line_bytes)
+    if name.endswith(TEXT_SUFFIXES):
+        return _read_text(path, max_line_bytes, text_unit)
+    raise UserError(f"{path}: this kind of file is not read; known are {', '.join(READABLE_SUFFIXES)}.")
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    files = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(("_", ".")) for part in relative.parts)
+        if not hidden and path.is_file() and path.name.lower().endswith(READABLE_SUFFIXES):
+            files.append(path)
+    return files
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The decompressed bytes of a file, by its ending."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder where a file of documents is expected.")
+    try:
+        if path.name.endswith(".gz"):
+            from isal import igzip
+
+            return igzip.open(path, "rb")
+        if path.name.endswith(".zst"):
+            import zstandard
+
+            return zstandard.open(path, "rb")
+        if path.name.endswith(".bz2"):
+            return bz2.open(path, "rb")
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
+
+
+class _Lines:
+    """The lines of a file as (number, offset, bytes); None for the bytes of a line that is too long."""
+
+    def __init__(self, path: Path, max_line_bytes: int) -> None:
+        self._path, self._max = path, max_line_bytes
+        self.number = 0
+        self.offset = 0
+        self.damage: str | None = None
+        """Why the file ended early, once it has."""
+
+    def __iter__(self) -> Iterator[tuple[int, int, bytes | None]]:
+        with _open(self._path) as file:
+            pending, too_long, size = b"", False, 0
+            while chunk := self._read(file):
+                parts = chunk.split(b"\n")
+                for index, part in enumerate(parts):
+                    size += len(part)
+                    if not too_long:
+                        pending = pending + part if pending else part
+                        too_long = len(pending) > self._max
+                    if too_long:
+                        pending = b""
+                    if index < len(parts) - 1:
+                        yield from self._line(pending, too_long, size + 1)
+                        pending, too_long, size = b"", False, 0
+            if size:
+                yield from self._line(pending, too_long, size)
+
+    def _line(self, line: bytes, too_long: bool, size: int) -> Iterator[tuple[int, int, bytes | None]]:
+        self.number += 1
+        yield self.number, self.offset, None if too_long else line
+        self.offset += size
+
+    def _read(self, file: IO[bytes]) -> bytes:
+        import zlib
+
+        import zstandard
+
+        try:
+            return file.read(_CHUNK_BYTES)
+        except (EOFError, zlib.error, zstandard.ZstdError, OSError, ValueError) as error:
+            if self._path.suffix not in (".gz", ".zst", ".bz2"):
+                raise UserError(f"{self._path} can't be read any further: {error}.") from error
+            self.damage = str(error)
+            return b""
+
+
+def _read_jsonl(path: Path, text_key: str, id_key: str, max_line_bytes: int) -> Iterator[Document | Refusal]:
+    lines = _Lines(path, max_line_bytes)
+    keys = text_key.split(".")
+    for number, offset, raw in lines:
+        if raw is None:
+            yield _refusal(path, offset, number, "line too long", b"", f"more than {max_line_bytes} bytes")
+            continue
+        if not raw.strip():
+            continue
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        try:
+            record = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            yield _refusal(path, offset, number, _json_fault(raw), raw, str(error))
+            continue
+        if not isinstance(record, dict):
+            yield _refusal(path, offset, number, "not a JSON object", raw)
+            continue
+        yield _document(path, offset, number, record, keys, id_key, raw)
+    yield from _damage(path, lines)
+
+
+def _json_fault(raw: bytes) -> str:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return "invalid UTF-8"
+    return "malformed JSON"
+
+
+def _document(
+    path: Path, offset: int, number: int, record: dict[str, Any], keys: Sequence[str], id_key: str, raw: bytes
+) -> Document | Refusal:
+    text: Any = record
+    for key in keys:
+        if not isinstance(text, dict) or key not in text:
+            return _refusal(path, offset, number, "no text key", raw, f"no '{'.'.join(keys)}' in it")
+        text = text[key]
+    if text is None:
+        text = ""
+    if not isinstance(text, str):
+        return _refusal(path, offset, number, "text is not a string", raw, type(text).__name__)
+    fault = _text_fault(text)
+    if fault:
+        return _refusal(path, offset, number, fault, raw)
+    identifier = record.get(id_key)
+    metadata = record.get("metadata")
+    metadata = dict(metadata) if isinstance(metadata, dict) else {}
+    for key, value in record.items():
+        if key not in (keys[0], id_key, "metadata"):
+            metadata.setdefault(key, value)
+    name = f"{path.name}:{number}" if identifier is None or identifier == "" else str(identifier)
+    return Document(name, text, metadata, str(path), offset, number)
+
+
+def _text_fault(text: str) -> str | None:
+    if "\x00" in text:
+        return "NUL character"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "lone surrogate"
+    return None
+
+
+def _read_parquet(path: Path, text_key: str, id_key: str) -> Iterator[Document | Refusal]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if path.is_dir():
+        raise UserError(f"{path} is a folder where a Parquet file is expected.")
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is not a readable Parquet file: {_one_line(error)}.") from error
+    keys = text_key.split(".")
+    columns = file.schema_arrow.names
+    if keys[0] not in columns:
+        raise UserError(f"{path} has no column '{keys[0]}'; it has {', '.join(columns)}. Name one with --text-key.")
+    row = 0
+    try:
+        for batch in file.iter_batches(batch_size=1000):
+            for record in batch.to_pylist():
+                row += 1
+                yield _document(path, row - 1, row, record, keys, id_key, repr(record)[:_RAW_PREVIEW_BYTES].encode())
+    except (OSError, pyarrow.ArrowException) as error:
+        yield _refusal(path, row, row + 1, "damaged file", b"", _one_line(error))
+
+
+def _read_text(path: Path, max_line_bytes: int, unit: str) -> Iterator[Document | Refusal]:
+    if unit not in TEXT_UNITS:
+        raise UserError(f"the unit of plain text is '{unit}'; it must be one of {', '.join(TEXT_UNITS)}.")
+    lines = _Lines(path, max_line_bytes)
+    collected: list[bytes] = []
+    start, first, size, count = 0, 1, 0, 0
+    for number, offset, raw in lines:
+        if raw is None or size + len(raw) > max_line_bytes:
+            yield _refusal(path, offset, number, "line too long", b"", f"more than {max_line_bytes} bytes")
+            collected, size = [], 0
+            continue
+        boundary = unit == "line" or (unit == "paragraph" and not raw.strip())
+        if not collected:
+            start, first = offset, number
+        if raw.strip() or unit == "file":
+            collected.append(raw)
+            size += len(raw) + 1
+        if boundary and collected:
+            count += 1
+            yield _text_document(path, start, first, collected, "" if unit == "file" else f":{count}")
+            collected, size = [], 0
+    if collected:
+        count += 1
+        yield _text_document(path, start, first, collected, "" if unit == "file" else f":{count}")
+    yield from _damage(path, lines)
+
+
+def _text_document(path: Path, offset: int, line: int, parts: list[bytes], suffix: str) -> Document | Refusal:
+    raw = b"\n".join(parts)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return _refusal(path, offset, line, "invalid UTF-8", raw, str(error))
+    fault = _text_fault(text)
+    if fault:
+        return _refusal(path, offset, line, fault, raw)
+    return Document(f"{path.name}{suffix}", text, {}, str(path), offset, line)
+
+
+def _damage(path: Path, lines: _Lines) -> Iterator[Refusal]:
+    if lines.damage is not None:
+        yield _refusal(path, lines.offset, lines.number + 1, "damaged file", b"", f"broke off: {lines.damage}")
+
+
+def _refusal(path: Path, offset: int, line: int, reason: str, raw: bytes, detail: str = "") -> Refusal:
+    preview = raw[:_RAW_PREVIEW_BYTES].decode("utf-8", "backslashreplace")
+    return Refusal(str(path), offset, line, reason, preview, detail)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
