@@ -243,7 +243,7 @@ def test_two_runs_never_write_the_same_dataset(smollm, tmp_path):
     (tmp_path / "out_text_document.parts").mkdir()
     with open(tmp_path / "out_text_document.parts" / "lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another run is writing .*out_text_document"):
+        with pytest.raises(UserError, match=r"another run is writing .*out_text_document"):
             run([source], tmp_path / "out", smollm)
     assert not run([source], tmp_path / "out", smollm)[0].skipped
 
