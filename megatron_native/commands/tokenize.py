@@ -48,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Megatron-LM's names, where it has one."""
     data = parser.add_argument_group("input and output")
     data.add_argument("--input", nargs="+", required=True, metavar="PATH",
-                      help="files, globs or stage folders: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt")
+                      help="files, globs or stage folders: .jsonl, .parquet or .txt, also .gz, .zst, .bz2")
     data.add_argument("--output-prefix", required=True, metavar="PREFIX", help="PREFIX_text_document.bin and .idx")
     data.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY",
                       help="keys that hold text; one dataset a key (default: text)")
     data.add_argument("--id-key", default="id", metavar="KEY", help="key that holds the document's id (default: id)")
-    data.add_argument("--text-unit", choices=["file", "line"], default="file",
+    data.add_argument("--text-unit", choices=["file", "line", "paragraph"], default="file",
                       help="what a document is in a plain-text file (default: file)")
     data.add_argument("--max-line-bytes", type=int, default=64 << 20, metavar="N",
                       help="a longer line is refused, not held in memory (default: 64 MiB)")

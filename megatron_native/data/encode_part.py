@@ -22,11 +22,13 @@ from megatron_native.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_native.manifest import write_json
 
 if TYPE_CHECKING:
-    from megatron_native.corpus.readers import Document
+    from megatron_native.corpus.readers import Document, Refusal
 
 BATCH_BYTES = 1 << 20
 """Text held at a time: a batch is encoded when it has this many characters or `BATCH_DOCUMENTS` documents."""
 BATCH_DOCUMENTS = 1000
+NOT_ENCODABLE = "not encodable"
+"""The reason for which a text that the tokenizer's engine can't take is refused."""
 EMPTY = "empty"
 """The reason for which a document of which nothing was tokenized is dropped."""
 
@@ -44,7 +46,7 @@ class TokenizeSettings:
             says (None).
         json_key: the key (or column) that holds the text.
         id_key: the key (or column) that holds the document's id.
-        text_unit: what a document is in a plain-text file, `file` or `line`.
+        text_unit: what a document is in a plain-text file: `file`, `line` or `paragraph`.
         max_line_bytes: a longer line is refused without being held in memory.
     """
 
@@ -188,8 +190,8 @@ class _DocumentEncoder:
             return list(zip(batch, self._tokenizer.encode_batch([document.text for document in batch])))
         except Exception as error:  # the engines raise types of their own for a text they can't take
             if len(batch) == 1:
-                self._account.quarantined["not encodable"] += 1
-                quarantine.write({"id": batch[0].id, "reason": "not encodable", "detail": str(error)})
+                self._account.quarantined[NOT_ENCODABLE] += 1
+                quarantine.write(_not_encodable(batch[0], error))
                 return []
         return [pair for document in batch for pair in self._encode_texts([document], quarantine)]
 
@@ -230,7 +232,9 @@ class JsonLines:
             self._temporary.unlink(missing_ok=True)
 
 
-def _without_refusals(records: Iterable[Any], quarantine: JsonLines, account: PartAccount) -> Iterator[Document]:
+def _without_refusals(
+    records: Iterable[Document | Refusal], quarantine: JsonLines, account: PartAccount
+) -> Iterator[Document]:
     from megatron_native.corpus.readers import Refusal
 
     for record in records:
@@ -240,6 +244,13 @@ def _without_refusals(records: Iterable[Any], quarantine: JsonLines, account: Pa
             quarantine.write(record)
         else:
             yield record
+
+
+def _not_encodable(document: Document, error: Exception) -> Refusal:
+    from megatron_native.corpus.readers import Refusal
+
+    raw = document.text[:2000].encode("utf-8", "backslashreplace").decode()
+    return Refusal(document.source, document.offset, document.line, NOT_ENCODABLE, raw, str(error))
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

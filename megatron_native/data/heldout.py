@@ -118,8 +118,8 @@ def _read_texts(patterns: Sequence[str | Path], text_key: str) -> Iterator[str]:
         for record in read_documents(path, text_key=text_key):
             if isinstance(record, Refusal):
                 raise UserError(
-                    f"held-out file {path}, at {record.offset}: {record.reason}. Held-out text must be whole; "
-                    "repair the record or take it out."
+                    f"held-out file {path}, line {record.line}: {record.reason}. Held-out text must be whole; repair the "
+                    "record or take it out."
                 )
             if record.text:
                 yield record.text
