@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -153,13 +154,16 @@ def merge(parts: Iterable[Path], prefix: Path, dtype: type[np.number[Any]]) -> N
 
 
 class IndexedTokens:
-    """A read-only view of one indexed dataset: memory maps, nothing loaded.
+    """A read-only view of one indexed dataset, nothing loaded; safe to fork and to pickle.
+
+    The index is memory-mapped. Ids are read by `pread`, since random pieces of a large map cost a page fault each, which
+    on some machines takes a thousand times as long as the read.
 
     Attributes:
         sequence_lengths: int32 [S] tokens.
         sequence_pointers: int64 [S] bytes into `.bin`.
         document_boundaries: int64 [documents + 1], in sequences; document d is sequences b[d] … b[d + 1] − 1.
-        tokens: the ids of the whole `.bin`, one after another.
+        token_count: ids in `.bin`.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -175,10 +179,12 @@ class IndexedTokens:
         self.sequence_lengths = _view(raw, HEADER_BYTES, lengths_end, "<i4")
         self.sequence_pointers = _view(raw, lengths_end, pointers_end, "<i8")
         self.document_boundaries = _view(raw, pointers_end, pointers_end + 8 * boundaries, "<i8")
-        size = data.stat().st_size // self.dtype.itemsize
-        self.tokens: NDArray[Any] = (
-            np.memmap(data, mode="r", dtype=self.dtype, shape=(size,)) if size else np.empty(0, dtype=self.dtype)
-        )
+        self.token_count = data.stat().st_size // self.dtype.itemsize
+        self._file = os.open(data, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def __reduce__(self) -> tuple[type[IndexedTokens], tuple[Path]]:
+        return IndexedTokens, (self.prefix,)
 
     def __len__(self) -> int:
         """Sequences, as megatron-core's `IndexedDataset` counts them."""
@@ -187,19 +193,34 @@ class IndexedTokens:
     def __getitem__(self, sequence: int) -> NDArray[Any]:
         """The ids of one sequence."""
         start = int(self.sequence_pointers[sequence]) // self.dtype.itemsize
-        return self.tokens[start : start + int(self.sequence_lengths[sequence])]
+        return self.read(start, int(self.sequence_lengths[sequence]))
+
+    def read(self, start: int, count: int) -> NDArray[Any]:
+        """`count` ids from the `start`-th of `.bin`.
+
+        Raises:
+            UserError: the file has become shorter than its index says.
+        """
+        content = os.pread(self._file, count * self.dtype.itemsize, start * self.dtype.itemsize)
+        while len(content) < count * self.dtype.itemsize:  # a read is cut at 2 GiB, and where the file ends
+            at = start * self.dtype.itemsize + len(content)
+            further = os.pread(self._file, count * self.dtype.itemsize - len(content), at)
+            if not further:
+                raise UserError(f"{bin_path(self.prefix)} ends at byte {at:,}, where ids were expected: it was cut.")
+            content += further
+        return np.frombuffer(content, dtype=self.dtype)
 
     def document(self, index: int) -> NDArray[Any]:
         """The ids of one document, its sequences joined."""
         first, last = int(self.document_boundaries[index]), int(self.document_boundaries[index + 1])
         if first == last:
-            return self.tokens[:0]
+            return np.empty(0, dtype=self.dtype)
         start = int(self.sequence_pointers[first]) // self.dtype.itemsize
         stop = int(self.sequence_pointers[last - 1]) // self.dtype.itemsize + int(self.sequence_lengths[last - 1])
-        return self.tokens[start:stop]
+        return self.read(start, stop - start)
 
     def document_starts(self) -> NDArray[np.int64]:
-        """int64 [documents + 1]: where each document's ids start in `tokens`, and where the last one's end."""
+        """int64 [documents + 1]: where each document's ids start in `.bin`, in ids, and where the last one's end."""
         starts = np.zeros(self.sequence_count + 1, dtype=np.int64)
         np.cumsum(self.sequence_lengths, dtype=np.int64, out=starts[1:])
         return starts[self.document_boundaries]
@@ -260,9 +281,9 @@ def _check_boundaries(dataset: IndexedTokens, index: Path) -> None:
 
 def _check_ids(dataset: IndexedTokens, data: Path, vocab_size: int, sampled_blocks: int) -> None:
     block = 4096
-    last = max(len(dataset.tokens) - block, 0)
+    last = max(dataset.token_count - block, 0)
     for start in np.unique(np.linspace(0, last, num=sampled_blocks, dtype=np.int64)):
-        ids = dataset.tokens[start : start + block].astype(np.int64)
+        ids = dataset.read(int(start), min(block, dataset.token_count)).astype(np.int64)
         wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
         if len(wrong):
             position = int(start + wrong[0])

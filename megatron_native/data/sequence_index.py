@@ -88,8 +88,8 @@ class SequenceIndex:
         ids = np.empty(self.seq_length + 1, dtype=np.int64)
         filled = 0
         for document, start, stop, _ in self.spans(n):
-            first = int(self._starts[document])
-            ids[filled : filled + stop - start] = self.dataset.tokens[first + start : first + stop]
+            first = int(self._starts[document]) + start
+            ids[filled : filled + stop - start] = self.dataset.read(first, stop - start)
             filled += stop - start
         return ids
 

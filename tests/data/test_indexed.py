@@ -1,4 +1,5 @@
 import os
+import pickle
 import struct
 
 import numpy as np
@@ -178,6 +179,14 @@ def test_ids_outside_the_vocabulary_are_found(tmp_path):
     verify_structure(prefix, vocab_size=3001)
 
 
+def test_a_dataset_survives_pickling_and_a_cut_while_it_is_read_is_named(tmp_path):
+    dataset = IndexedTokens(write(tmp_path / "x", [np.arange(5), np.arange(9)]))
+    assert pickle.loads(pickle.dumps(dataset))[1].tolist() == list(range(9))
+    os.truncate(bin_path(dataset.prefix), 12)
+    with pytest.raises(UserError, match=r"x\.bin ends at byte 12"):
+        dataset.document(1)
+
+
 def test_a_dataset_of_nothing_is_readable(tmp_path):
     dataset = verify_structure(write(tmp_path / "x", []))
-    assert (len(dataset), dataset.document_count, len(dataset.tokens)) == (0, 0, 0)
+    assert (len(dataset), dataset.document_count, dataset.token_count) == (0, 0, 0)

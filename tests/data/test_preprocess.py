@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from megatron_native.data.encode_part import TokenizeSettings
+from megatron_native.data.encode_part import TokenizeSettings, encode_part
 from megatron_native.data.indexed import IndexedTokens, bin_path, idx_path, verify_structure
 from megatron_native.data.preprocess import read_document_ids, tokenize
 from megatron_native.errors import UserError
@@ -98,8 +98,9 @@ def test_the_manifest_says_what_was_made_of_what(smollm, tmp_path):
     assert sum(counts["quarantined"].values()) == 2
     assert counts["special_tokens_in_text"] == 1
     assert counts["separators_from_text"] == 0
-    assert manifest["tokens"] == len(dataset.tokens)
-    assert manifest["id_range"] == [int(dataset.tokens.min()), int(dataset.tokens.max())]
+    assert manifest["tokens"] == dataset.token_count
+    tokens = dataset.read(0, dataset.token_count)
+    assert manifest["id_range"] == [int(tokens.min()), int(tokens.max())]
     assert manifest["dtype"] == "uint16"
     assert manifest["tokenizer"]["eod_token"] == "<|endoftext|>"
     assert [output["path"] for output in manifest["outputs"]] == [
@@ -259,6 +260,24 @@ def test_bad_records_are_set_aside_and_counted(smollm, tmp_path):
     counts = result.manifest["counts"]
     assert (counts["read"], counts["kept"], sum(counts["quarantined"].values())) == (9, 2, 7)
     assert len(quarantine(tmp_path / "out_quarantine.jsonl.zst")) == 7
+
+
+def test_a_text_that_the_engine_cannot_take_is_set_aside_and_its_batch_is_kept(smollm, tmp_path, monkeypatch):
+    chosen = settings(smollm)
+    tokenizer = chosen.load_tokenizer()
+    whole = tokenizer.encode_batch
+
+    def choosy(texts):
+        if "bad" in texts:
+            raise RuntimeError("out of luck")
+        return whole(texts)
+
+    monkeypatch.setattr(tokenizer, "encode_batch", choosy)
+    path = Path(write_jsonl(tmp_path / "in.jsonl", ["one", "bad", "two"]))
+    account = encode_part(path, tmp_path / "part", tokenizer, chosen)
+    assert (account.read, account.kept, dict(account.quarantined)) == (3, 2, {"not encodable": 1})
+    (refused,) = quarantine(tmp_path / "part.quarantine.jsonl.zst")
+    assert (refused["raw"], refused["line"], refused["detail"]) == ("bad", 2, "out of luck")
 
 
 def test_inputs_that_are_not_there_or_hold_nothing_are_named(smollm, tmp_path):
