@@ -127,6 +127,26 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def parameter_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two sets of parameters, one sentence a value; nested ones are named with dots."""
+    flat_there, flat_here = (_flatten(json.loads(json.dumps(dict(values)))) for values in (there, here))
+    return [
+        f"{key}: {flat_there.get(key, 'unset')!r} there, {flat_here.get(key, 'unset')!r} asked for"
+        for key in sorted({*flat_there, *flat_here})
+        if flat_there.get(key) != flat_here.get(key)
+    ]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def already_done(path: Path, stage: str, parameters: Mapping[str, Any], inputs: list[dict[str, Any]]) -> bool:
     """Whether `path` is the manifest of this very stage, parameters and inputs: then the work can be skipped.
 
@@ -138,11 +158,7 @@ def already_done(path: Path, stage: str, parameters: Mapping[str, Any], inputs: 
         return False
     if manifest["stage"] != stage:
         raise UserError(f"{path} belongs to the stage '{manifest['stage']}', not '{stage}'; choose another output.")
-    differences = [
-        f"{key}: {manifest['parameters'].get(key)!r} there, {parameters.get(key)!r} asked for"
-        for key in sorted(manifest["parameters"].keys() | parameters.keys())
-        if manifest["parameters"].get(key) != parameters.get(key)
-    ]
+    differences = parameter_differences(manifest["parameters"], parameters)
     before = {entry["xxh3_128"] for entry in manifest["inputs"]}
     now = {entry["xxh3_128"] for entry in inputs}
     if before != now:

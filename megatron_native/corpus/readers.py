@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import bz2
 import glob
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import orjson
@@ -26,6 +25,7 @@ READABLE_SUFFIXES = (*JSONL_SUFFIXES, *TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 TEXT_UNITS = ("file", "line", "paragraph")
 MAX_LINE_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
+_COMPRESSED_CHUNK_BYTES = 1 << 17
 _RAW_PREVIEW_BYTES = 2000
 
 
@@ -74,7 +74,7 @@ def expand_inputs(patterns: Sequence[str]) -> list[Path]:
         elif path.is_file():
             files = [path]
         elif path.is_symlink():
-            raise UserError(f"{pattern} is a link to {os.readlink(path)}, which does not exist; mend the link.")
+            raise UserError(f"{pattern} is a link to {path.readlink()}, which does not exist; mend the link.")
         elif path.exists():
             raise UserError(f"{pattern} is neither a file nor a folder; give a file of documents.")
         else:
@@ -125,24 +125,59 @@ def _folder_files(folder: Path) -> list[Path]:
     return files
 
 
-def _open(path: Path) -> IO[bytes]:
-    """The decompressed bytes of a file, by its ending."""
+class _DamagedFileError(Exception):
+    """A compressed file broke off or is corrupt; what came before it has been read."""
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The decompressed bytes of a file, a piece at a time, all frames or members of it.
+
+    Raises:
+        UserError: the file can't be opened.
+        _DamagedFileError: compressed data is corrupt or ends early, after all that could be decompressed was given.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder where a file of documents is expected.")
     try:
-        if path.name.endswith(".gz"):
-            from isal import igzip
-
-            return igzip.open(path, "rb")
-        if path.name.endswith(".zst"):
-            import zstandard
-
-            return zstandard.open(path, "rb")
-        if path.name.endswith(".bz2"):
-            return bz2.open(path, "rb")
-        return open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
+    with file:
+        make = _decompressor_of(path)
+        if make is None:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+            return
+        decompressor = None
+        while data := file.read(_COMPRESSED_CHUNK_BYTES):
+            while data:
+                decompressor = decompressor or make()
+                try:
+                    out = decompressor.decompress(data)
+                except Exception as error:  # each library has an error of its own
+                    raise _DamagedFileError(str(error)) from error
+                if out:
+                    yield out
+                data = decompressor.unused_data if decompressor.eof else b""
+                if decompressor.eof:
+                    decompressor = None
+                    data = data.lstrip(b"\0") if path.suffix == ".gz" else data  # gzip allows padding
+        if decompressor is not None:
+            raise _DamagedFileError("the compressed data ends early")
+
+
+def _decompressor_of(path: Path) -> Callable[[], Any] | None:
+    if path.suffix == ".gz":
+        from isal import isal_zlib
+
+        return lambda: isal_zlib.decompressobj(wbits=31)
+    if path.suffix == ".zst":
+        import zstandard
+
+        return lambda: zstandard.ZstdDecompressor().decompressobj()
+    if path.suffix == ".bz2":
+        return bz2.BZ2Decompressor
+    return None
 
 
 class _Lines:
@@ -156,40 +191,32 @@ class _Lines:
         """Why the file ended early, once it has."""
 
     def __iter__(self) -> Iterator[tuple[int, int, bytes | None]]:
-        with _open(self._path) as file:
-            pending, too_long, size = b"", False, 0
-            while chunk := self._read(file):
-                parts = chunk.split(b"\n")
-                for index, part in enumerate(parts):
-                    size += len(part)
-                    if not too_long:
-                        pending = pending + part if pending else part
-                        too_long = len(pending) > self._max
-                    if too_long:
-                        pending = b""
-                    if index < len(parts) - 1:
-                        yield from self._line(pending, too_long, size + 1)
-                        pending, too_long, size = b"", False, 0
-            if size:
-                yield from self._line(pending, too_long, size)
+        pending, too_long, size = b"", False, 0
+        for chunk in self._pieces():
+            parts = chunk.split(b"\n")
+            for index, part in enumerate(parts):
+                size += len(part)
+                if not too_long:
+                    pending = pending + part if pending else part
+                    too_long = len(pending) > self._max
+                if too_long:
+                    pending = b""
+                if index < len(parts) - 1:
+                    yield from self._line(pending, too_long, size + 1)
+                    pending, too_long, size = b"", False, 0
+        if size and self.damage is None:  # the line in which a damaged file broke off is part of the damage
+            yield from self._line(pending, too_long, size)
 
     def _line(self, line: bytes, too_long: bool, size: int) -> Iterator[tuple[int, int, bytes | None]]:
         self.number += 1
         yield self.number, self.offset, None if too_long else line
         self.offset += size
 
-    def _read(self, file: IO[bytes]) -> bytes:
-        import zlib
-
-        import zstandard
-
+    def _pieces(self) -> Iterator[bytes]:
         try:
-            return file.read(_CHUNK_BYTES)
-        except (EOFError, zlib.error, zstandard.ZstdError, OSError, ValueError) as error:
-            if self._path.suffix not in (".gz", ".zst", ".bz2"):
-                raise UserError(f"{self._path} can't be read any further: {error}.") from error
+            yield from _chunks(self._path)
+        except _DamagedFileError as error:
             self.damage = str(error)
-            return b""
 
 
 def _read_jsonl(path: Path, text_key: str, id_key: str, max_line_bytes: int) -> Iterator[Document | Refusal]:

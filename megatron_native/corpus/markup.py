@@ -1,0 +1,59 @@
+"""HTML remnants and the lines that sites put around their text: notices, advertisements, buttons.
+
+Only names of real HTML elements count as tags, so that `a < b` stays; only whole, short lines are taken for
+boilerplate, by patterns that are data (`presets/boilerplate.yaml`).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from functools import cache
+from importlib import resources
+
+import yaml
+
+_ELEMENTS = (
+    "a|abbr|address|article|aside|audio|b|blockquote|body|br|button|caption|center|cite|code|col|dd|del|details|div|dl|"
+    "dt|em|embed|fieldset|figcaption|figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|ins|label|"
+    "legend|li|link|main|mark|meta|nav|noscript|object|ol|option|p|param|picture|pre|q|s|section|select|small|source|"
+    "span|strike|strong|sub|summary|sup|svg|table|tbody|td|textarea|tfoot|th|thead|time|title|tr|u|ul|video|wbr"
+)
+_INVISIBLE_ELEMENTS = re.compile(r"<(script|style|noscript|iframe)\b[^>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_COMMENTS = re.compile(r"<!--.*?-->|<!doctype[^>]*>|<!\[CDATA\[|\]\]>", re.IGNORECASE | re.DOTALL)
+_BREAKS = re.compile(r"<br\s*/?>|</(?:li|tr|dt|dd|h[1-6]|option)\s*>", re.IGNORECASE)
+_PARAGRAPHS = re.compile(r"</(?:p|div|article|section|blockquote|table|ul|ol)\s*>", re.IGNORECASE)
+_TAGS = re.compile(rf"</?(?:{_ELEMENTS})(?:\s[^<>]*)?/?>", re.IGNORECASE)
+_ENTITIES = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
+
+
+def strip_html(text: str) -> str:
+    """The text without tags, comments and scripts, entities decoded; block elements become line breaks."""
+    if "<" in text:
+        text = _INVISIBLE_ELEMENTS.sub("", text)
+        text = _COMMENTS.sub("", text)
+        text = _PARAGRAPHS.sub("\n\n", _BREAKS.sub("\n", text))
+        text = _TAGS.sub("", text)
+    if "&" in text:
+        text = _ENTITIES.sub(lambda found: html.unescape(found.group()), text)
+    return text
+
+
+@cache
+def _boilerplate() -> tuple[re.Pattern[str], int]:
+    raw = resources.files("megatron_native.corpus").joinpath("presets/boilerplate.yaml").read_text(encoding="utf-8")
+    rules = yaml.safe_load(raw)
+    patterns = [pattern for group in rules["lines"].values() for pattern in group]
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE), int(rules["max_line_words"])
+
+
+def remove_boilerplate_lines(text: str) -> tuple[str, int]:
+    """The text without lines that are notices, advertisements or navigation; and how many there were."""
+    pattern, max_words = _boilerplate()
+    kept, removed = [], 0
+    for line in text.split("\n"):
+        if line and len(line.split()) <= max_words and pattern.search(line):
+            removed += 1
+        else:
+            kept.append(line)
+    return "\n".join(kept) if removed else text, removed
