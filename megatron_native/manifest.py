@@ -22,6 +22,7 @@ from megatron_native.errors import UserError
 
 FORMAT = "megatron-native/manifest/1"
 _CHUNK_BYTES = 1 << 22
+_SHOWN_DIFFERENCES = 6
 
 
 def file_digest(path: Path) -> str:
@@ -130,11 +131,14 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 def parameter_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two sets of parameters, one sentence a value; nested ones are named with dots."""
     flat_there, flat_here = (_flatten(json.loads(json.dumps(dict(values)))) for values in (there, here))
-    return [
+    differing = [key for key in sorted({*flat_there, *flat_here}) if flat_there.get(key) != flat_here.get(key)]
+    sentences = [
         f"{key}: {flat_there.get(key, 'unset')!r} there, {flat_here.get(key, 'unset')!r} asked for"
-        for key in sorted({*flat_there, *flat_here})
-        if flat_there.get(key) != flat_here.get(key)
+        for key in differing[:_SHOWN_DIFFERENCES]
     ]
+    if len(differing) > _SHOWN_DIFFERENCES:
+        sentences.append(f"and {len(differing) - _SHOWN_DIFFERENCES} more")
+    return sentences
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

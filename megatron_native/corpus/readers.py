@@ -116,10 +116,20 @@ def read_documents(
 
 
 def _folder_files(folder: Path) -> list[Path]:
+    """A stage folder's documents (its manifest knows them), or every readable file of an ordinary folder."""
+    manifest = folder / "manifest.json"
+    if (folder / "_progress").is_dir() and not manifest.exists():
+        raise UserError(f"{folder} holds a stage that did not finish: run that command again first.")
+    candidates = sorted(folder.rglob("*"))
+    if manifest.is_file():
+        from megatron_native.manifest import read_manifest
+
+        found = read_manifest(manifest)
+        assert found is not None
+        candidates = [folder / entry["path"] for entry in found["outputs"]]
     files = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(("_", ".")) for part in relative.parts)
+    for path in candidates:
+        hidden = any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
         if not hidden and path.is_file() and path.name.lower().endswith(READABLE_SUFFIXES):
             files.append(path)
     return files

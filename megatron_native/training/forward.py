@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.reference_logits import LogitComparison, load_reference_logits, run_transformers
 from megatron_native.config.megatron import has_transformer_engine, megatron_configs, resolve_layer_spec
 from megatron_native.config.run import BlendEntry, DataSection, ModelSection, RunConfig, TrainingSection
+from megatron_native.errors import UserError
 from megatron_native.models.gpt import build_language_model
-from megatron_native.platform import Platform
+from megatron_native.platform import Platform, start_platform, stop_platform
 from megatron_native.training.checkpoints import load_model_weights
 from megatron_native.training.model import initialize_parallel_state
 
@@ -49,3 +51,37 @@ def checkpoint_logits(
             logits = model(tokens, positions, None)
             results.append(logits[0, :, : model_config.vocab_size].float().cpu())
     return results
+
+
+def compare_with_transformers(checkpoint: Path, hf_folder: Path) -> LogitComparison:
+    """Logits of a checkpoint's megatron-core model against a Hugging Face folder's under transformers.
+
+    Both in FP32, on the fixed Arabic and English texts recorded in the checkpoint at import.
+
+    Raises:
+        UserError: the checkpoint has no recorded texts.
+    """
+    path = checkpoint / layout.REFERENCE_LOGITS_FILE
+    if not path.is_file():
+        raise UserError(f"{checkpoint} has no {layout.REFERENCE_LOGITS_FILE}: import the model with reference logits.")
+    inputs = {text.name: text.ids for text in load_reference_logits(path)}
+    by_transformers = run_transformers(hf_folder, inputs)
+    platform = start_platform("auto")
+    try:
+        logits = checkpoint_logits(checkpoint, [ids.tolist() for ids in inputs.values()], platform)
+    finally:
+        stop_platform()
+    return compare_full_logits(by_transformers, dict(zip(inputs, logits)))
+
+
+def compare_full_logits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LogitComparison:
+    """Compare logits [length, vocab_size] text by text, at every position."""
+    largest, divergence, agreed, positions = 0.0, 0.0, 0, 0
+    for name, reference in expected.items():
+        new = found[name]
+        largest = max(largest, float((new - reference).abs().max()))
+        log_expected, log_new = reference.double().log_softmax(-1), new.double().log_softmax(-1)
+        divergence += float((log_expected.exp() * (log_expected - log_new)).sum())
+        agreed += int((new.argmax(-1) == reference.argmax(-1)).sum())
+        positions += len(reference)
+    return LogitComparison(largest, max(0.0, divergence / positions), agreed / positions, positions)
