@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Both make .venv in this folder first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where torch comes from: leave empty for pip's own settings, or name an index, for example
+#   make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH_OPTIONS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+CONSTRAINTS := constraints/cpu.txt
+# Real data for the tests that want it; those are skipped, with that reason, where it is not there.
+SHARED_DATA := $(wildcard ../shared/data)
+export MEGATRON_NATIVE_TEST_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
+
+.PHONY: help setup quickstart test lint typecheck model clean-venv
+
+help: ## Show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 2; }
+	@echo "setting up $(VENV): torch first, then everything else (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_OPTIONS) -c $(CONSTRAINTS) torch numpy
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## Make .venv with everything the project needs
+
+quickstart: setup ## From raw text to a generated sentence (under 10 minutes on 2 cores after the downloads)
+	@$(BIN)/python examples/quickstart/run.py
+
+model: setup ## Fetch the small real model that the quickstart and some tests use
+	@$(BIN)/python examples/quickstart/fetch_model.py
+
+test: setup model ## Every test
+	@$(BIN)/python -m pytest
+
+lint: setup ## ruff
+	@$(BIN)/ruff check .
+
+typecheck: setup ## mypy
+	@$(BIN)/mypy
+
+clean-venv: ## Remove .venv
+	rm -rf $(VENV)
