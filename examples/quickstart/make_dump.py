@@ -154,7 +154,7 @@ NEAR_COPIES: list[Noise] = [change_a_sentence, add_tashkeel, strip_tashkeel, wri
 def make_dump(source: Path, output: Path, seed: int = SEED) -> None:
     """Read the clean documents of `source` and write the dump into `output`."""
     rng = random.Random(seed)
-    arabic = [document for name in ("ar_a", "ar_b", "ar_c") for document in _read(source / f"{name}.jsonl")]
+    arabic = [document for path in sorted(source.glob("ar_*.jsonl")) for document in _read(path)]
     english = _read(source / "en.jsonl")
     rng.shuffle(arabic)
     pages = [_soil(document, rng) for document in arabic]
