@@ -1,6 +1,6 @@
 """Turn the quickstart's clean source documents into what crawls look like, in the formats that teams have.
 
-In: `source/{ar_a,ar_b,ar_c,en}.jsonl`, clean documents `{"text", "id", "metadata"}`. Out, in `data/`: JSONL, JSONL.gz,
+In: `source/{ar_a,ar_b,en}.jsonl`, clean documents `{"text", "id", "metadata"}`. Out, in `data/`: JSONL, JSONL.gz,
 JSONL.zst, Parquet and plain text, with the noise that cleaning has to undo (tatweel, presentation forms, invisible
 characters, HTML, notices, advertisements), copies that deduplication has to find, and records that must be refused.
 Everything is seeded: `python examples/quickstart/make_dump.py` writes the same content every time.
