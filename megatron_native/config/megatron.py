@@ -69,10 +69,12 @@ def resolve_layer_spec(run: RunConfig, platform: PlatformKind, has_transformer_e
     return "transformer_engine" if platform == "cuda" and has_transformer_engine else "torch"
 
 
-def megatron_configs(
+def transformer_fields(
     run: RunConfig, model: ModelConfig, platform: PlatformKind, layer_spec: LayerSpec, has_apex: bool = False
-) -> MegatronConfigs:
-    """Resolve `run` and `model` to megatron-core's configurations. Pure: no device, no process group, no files.
+) -> dict[str, Any]:
+    """Every field of megatron-core's TransformerConfig that the project decides, by name.
+
+    Pure: no device, no process group, no files, and no Transformer Engine needed to ask what CUDA would get.
 
     Args:
         run: the run's configuration.
@@ -82,13 +84,10 @@ def megatron_configs(
         has_apex: whether NVIDIA's Apex (the gradient accumulation kernel) is installed.
     """
     import torch
-    from megatron.core.distributed import DistributedDataParallelConfig
-    from megatron.core.optimizer import OptimizerConfig
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
     bf16 = run.training.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
-    parallel, training, adam = run.parallel, run.training, run.optimizer
+    parallel, training = run.parallel, run.training
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     differences = dict(_PLATFORM_DIFFERENCES[platform])
     differences["gradient_accumulation_fusion"] = differences["gradient_accumulation_fusion"] and has_apex
@@ -103,41 +102,57 @@ def megatron_configs(
             "recompute_num_layers": training.recompute_num_layers,
         },
     }
-    transformer = TransformerConfig(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.num_query_groups,
-        kv_channels=model.kv_channels,
-        add_bias_linear=False,
-        add_qkv_bias=model.add_qkv_bias,
-        normalization="RMSNorm",
-        layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        init_method_std=model.initializer_range,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        attention_softmax_in_fp32=True,
-        bf16=bf16,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        autocast_dtype=dtype,
-        masked_softmax_fusion=False,
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        sequence_parallel=parallel.sequence_parallel,
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "kv_channels": model.kv_channels,
+        "add_bias_linear": False,
+        "add_qkv_bias": model.add_qkv_bias,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.norm_epsilon,
+        "gated_linear_unit": True,
+        "activation_func": torch.nn.functional.silu,
+        "init_method_std": model.initializer_range,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True,
+        "bf16": bf16,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "autocast_dtype": dtype,
+        "masked_softmax_fusion": False,
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel,
         # In a batch of messages between two stages that are each other's next and previous one (PP2), the interleaved
         # schedule would take gradients for activations; unbatched, each direction has a channel of its own.
-        overlap_p2p_comm=interleaved,
-        batch_p2p_comm=not interleaved,
-        calculate_per_token_loss=True,
-        cross_entropy_fusion_impl="native",
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "calculate_per_token_loss": True,
+        "cross_entropy_fusion_impl": "native",
         **recomputations[training.recompute],
         **differences,
-    )
+    }
+
+
+def megatron_configs(
+    run: RunConfig, model: ModelConfig, platform: PlatformKind, layer_spec: LayerSpec, has_apex: bool = False
+) -> MegatronConfigs:
+    """Resolve `run` and `model` to megatron-core's configurations; the arguments are those of `transformer_fields`.
+
+    Pure as well, but megatron-core's own checks want Transformer Engine where its kernels are asked for.
+    """
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    fields = transformer_fields(run, model, platform, layer_spec, has_apex)
+    parallel, adam = run.parallel, run.optimizer
+    transformer = TransformerConfig(**fields)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=adam.grad_reduce_in_fp32,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
@@ -155,8 +170,8 @@ def megatron_configs(
         adam_beta2=adam.adam_beta2,
         adam_eps=adam.adam_eps,
         clip_grad=adam.clip_grad,
-        bf16=bf16,
-        params_dtype=dtype,
+        bf16=fields["bf16"],
+        params_dtype=fields["params_dtype"],
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         overlap_param_gather=parallel.overlap_param_gather,
     )

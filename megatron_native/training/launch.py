@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_native.checkpoint.layout import check_complete
 from megatron_native.config.layout import check_layout
 from megatron_native.config.load import load_run_config
+from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, UserError
 
 _ERROR_FOLDER = "MEGATRON_NATIVE_ERROR_FOLDER"
@@ -35,6 +37,8 @@ def run_rank(config: Path, overrides: Sequence[str]) -> int:
 
 def _train(config: Path, overrides: Sequence[str]) -> int:
     run = load_run_config(config, overrides)
+    if _is_finished(run):
+        return EXIT_DONE
     from megatron_native.platform import start_platform, stop_platform
 
     platform = start_platform(run.platform)
@@ -62,6 +66,8 @@ def launch_local(config: Path, overrides: Sequence[str], processes: int) -> int:
     from megatron_native.training.shape import read_model
 
     check_layout(run, read_model(run), processes)
+    if _is_finished(run):
+        return EXIT_DONE
     from megatron_native.platform.quiet import silence_libraries
 
     silence_libraries()
@@ -90,6 +96,17 @@ def launch_local(config: Path, overrides: Sequence[str], processes: int) -> int:
                 raise UserError(" ".join(messages)) from None
             return _exit_code(failure)
     return EXIT_DONE
+
+
+def _is_finished(run: RunConfig) -> bool:
+    """Whether the run's last step is saved, whole; then says so."""
+    folder = run.run_dir / "checkpoints" / f"step_{run.training.steps:08d}"
+    if not (run.checkpointing.resume and folder.is_dir()):
+        return False
+    check_complete(folder)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"pretrain: all {run.training.steps} steps are done already, saved as {folder}; skipped")
+    return True
 
 
 def _exit_code(failure: Any) -> int:

@@ -1,0 +1,51 @@
+"""SmolLM2-135M has 9 heads and 3 key/value heads: TP3 is its tensor parallelism, and it agrees with one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_native.checkpoint.import_hf import import_hf
+from megatron_native.checkpoint.torch_dist import TorchDistReader
+from tests.distributed import run_jobs
+from tests.real_models import smollm2
+from tests.training.conftest import run_config, write_token_dataset
+
+
+def test_tp3_agrees_with_one_process(tmp_path: Path) -> None:
+    import_hf(smollm2(), tmp_path / "imported", reference_logits=False)
+    prefix = write_token_dataset(tmp_path / "tokens_text_document", seed=11, vocab_size=49152)
+    runs = {}
+    for size in (1, 3):
+        runs[size] = tmp_path / f"tp{size}"
+        jobs = []
+        for stop in (1, 10):
+            config = run_config(
+                runs[size], tmp_path / "imported", prefix,
+                data={"seq_length": 32},
+                training={"stop_after": stop, "micro_batch_size": 1, "global_batch_size": 2},
+                optimizer={"lr": 1e-4, "min_lr": 1e-5, "adam_eps": 1e-5},
+                parallel={"tensor_model_parallel_size": size},
+            )  # fmt: skip
+            jobs.append({"train": config})
+        run_jobs(tmp_path / str(size), size, jobs)
+    losses = {
+        size: [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for size, run in runs.items()
+    }
+    assert losses[3] == pytest.approx(losses[1], abs=1e-5)
+
+    one, three = (TorchDistReader(run / "checkpoints" / "step_00000001") for run in runs.values())
+    for key in (key for key in one.tensors if key.startswith("optimizer.state.exp_avg.")):
+        gradient = one.read(key)
+        assert (gradient - three.read(key)).abs().max() <= 1e-4 * gradient.abs().max(), key
+    one, three = (TorchDistReader(run / "checkpoints" / "step_00000010") for run in runs.values())
+    weights = [key for key in one.tensors if not key.startswith("optimizer.")]
+    assert len(weights) == 8, "embedding, final norm and six stacked weights of the layers"
+    for key in weights:
+        assert torch.allclose(one.read(key), three.read(key), rtol=0, atol=1e-5), key
+    shutil.rmtree(tmp_path)
