@@ -23,7 +23,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path("examples/quickstart")
-PROMPT = "تُعَدُّ القراءة من أهم"
+PROMPT = "يدور القمر حول الأرض"
 
 
 def main() -> int:
@@ -72,8 +72,8 @@ class Quickstart:
         self.command("megatron-native", "export-hf", "--checkpoint", checkpoint, "--output", exported)
         self.command("megatron-native", "verify-hf", "--checkpoint", checkpoint, "--hf", exported, "--megatron")
         self.command(
-            "megatron-native", "generate", "--model", exported, "--prompt", PROMPT, "--max-new-tokens", 60,
-            "--repetition-penalty", 1.2,
+            "megatron-native", "generate", "--model", exported, "--prompt", PROMPT, "--min-new-tokens", 40,
+            "--max-new-tokens", 60, "--temperature", 0.7, "--repetition-penalty", 1.1,
         )  # fmt: skip
         self.closing_table(exported)
         return 0
@@ -128,7 +128,7 @@ class Quickstart:
         table.add_row("documents", f"{cleaned['read']} read → {deduped['kept']} kept")
         table.add_row("why the others left", reasons)
         for language, name in (("ar", "Arabic"), ("en", "English")):
-            tokens = _json(self.work / "tokens" / f"{language}_text_document.manifest.json")["counts"]["tokens"]
+            tokens = _json(self.work / "tokens" / f"{language}_text_document.manifest.json")["tokens"]
             first, last = before[language]["bits_per_byte"], after[language]["bits_per_byte"]
             table.add_row(f"{name} tokens", f"{tokens:,}")
             table.add_row(

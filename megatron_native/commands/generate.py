@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="Hugging Face folder or checkpoint")
     parser.add_argument("--prompt", nargs="+", required=True, metavar="TEXT", help="one or more texts to continue")
     parser.add_argument("--max-new-tokens", type=int, default=60, metavar="N", help="tokens to add (default: 60)")
+    parser.add_argument("--min-new-tokens", type=int, default=0, metavar="N", help="don't end before this many (0)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (default), above it draws"
     )
@@ -32,8 +33,9 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_native.evaluation.generate import SamplingSettings, generate
 
     settings = SamplingSettings(
-        arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.repetition_penalty, arguments.seed
-    )
+        arguments.max_new_tokens, arguments.min_new_tokens, arguments.temperature, arguments.top_p,
+        arguments.repetition_penalty, arguments.seed,
+    )  # fmt: skip
     for prompt, text in zip(arguments.prompt, generate(arguments.model, arguments.prompt, settings)):
         print(prompt + text)
     return 0

@@ -11,6 +11,7 @@ import torch
 
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.export_hf import CheckpointWeights
+from megatron_native.data.tokenizers import load_tokenizer
 from megatron_native.errors import UserError
 from megatron_native.models.families import export_config
 
@@ -20,6 +21,8 @@ class SamplingSettings:
     """How tokens are chosen."""
 
     max_new_tokens: int = 60
+    min_new_tokens: int = 0
+    """The text does not end before this many."""
     temperature: float = 0.0
     """0 takes the likeliest token; above it, tokens are drawn."""
     top_p: float = 0.95
@@ -41,7 +44,9 @@ def generate(source: Path, prompts: Sequence[str], settings: SamplingSettings) -
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model, tokenizer = _load(source)
+    model, tokenizer, separator = _load(source)
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends]) | {separator}
     model.eval()
     if torch.cuda.is_available():
         model.to("cuda")
@@ -56,14 +61,16 @@ def generate(source: Path, prompts: Sequence[str], settings: SamplingSettings) -
             raise UserError("the prompt is empty; give some text to continue.")
         with torch.inference_mode():
             output = model.generate(
-                **inputs, max_new_tokens=settings.max_new_tokens, repetition_penalty=settings.repetition_penalty,
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **sampling,
+                **inputs, max_new_tokens=settings.max_new_tokens, min_new_tokens=settings.min_new_tokens or None,
+                repetition_penalty=settings.repetition_penalty, pad_token_id=tokenizer.pad_token_id or separator,
+                eos_token_id=sorted(end for end in ends if end is not None), **sampling,
             )  # fmt: skip
         texts.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return texts
 
 
-def _load(source: Path) -> tuple[Any, Any]:
+def _load(source: Path) -> tuple[Any, Any, int | None]:
+    """Model, tokenizer, and the token that ends a document in pre-training (an Instruct model's own end is another)."""
     import transformers
 
     source = Path(source)
@@ -80,7 +87,11 @@ def _load(source: Path) -> tuple[Any, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{tokenizer_folder} has no tokenizer that loads ({' '.join(str(error).split())}).") from None
-    return model, tokenizer
+    try:
+        separator: int | None = load_tokenizer("HuggingFaceTokenizer", tokenizer_folder).eod_id
+    except UserError:  # no known separator: the model's own end of text has to do
+        separator = None
+    return model, tokenizer, separator
 
 
 def _model_of_checkpoint(checkpoint: Path) -> Any:
