@@ -37,7 +37,7 @@ _HAS_PRESENTATION_FORM = re.compile("[\ufb50-\ufdff\ufe70-\ufefe]")
 _INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 # Joiners shape letters in Arabic script and mean nothing to a model; between emoji or other scripts they matter.
 _JOINERS = re.compile("(?<![\ufe0f\u2600-\u27bf\U0001f000-\U0001faff\u0900-\u0dff])[\u200c\u200d]")
-_TATWEEL_WITHOUT_MARK = re.compile(f"{TATWEEL}+(?![{_MARKS}])")
+_TATWEEL_WITHOUT_MARK = regex.compile(TATWEEL + r"+(?!\p{M})")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_BREAKS = re.compile("\r\n?|\u2028|\u0085|\x0b|\x0c")
 _PARAGRAPH_BREAK = re.compile("\u2029")
@@ -85,6 +85,7 @@ def _folding() -> dict[int, str | None]:
 
 _FOLDING = _folding()
 _ALL_MARKS = re.compile(f"[{_MARKS}]")
+_INVISIBLE_OR_JOINER = re.compile(f"{_INVISIBLE.pattern}|[\u200c\u200d]")
 _NOT_WORD = regex.compile(r"[^\p{L}\p{N}]+")
 
 
@@ -94,15 +95,15 @@ def fold(text: str) -> str:
     Compatibility forms, diacritics, tatweel, hamza, alef, ya and ta-marbuta variants, digit systems, case and
     punctuation are folded away.
     """
-    text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
+    text = unicodedata.normalize("NFKC", _INVISIBLE_OR_JOINER.sub("", text))
     text = _ALL_MARKS.sub("", text).translate(_FOLDING).casefold()
     return _NOT_WORD.sub(" ", text).strip()
 
 
-_ARABIC_LETTERS = regex.compile(r"\p{Script=Arabic}")
-_LATIN_LETTERS = regex.compile(r"\p{Script=Latin}")
+_ARABIC_LETTERS = regex.compile(r"[\p{Script=Arabic}&&\p{L}]", regex.VERSION1)
+_LATIN_LETTERS = regex.compile(r"[\p{Script=Latin}&&\p{L}]", regex.VERSION1)
 
 
 def letter_counts(text: str) -> tuple[int, int]:
-    """How many Arabic and how many Latin letters (marks and digits of the scripts included) a text has."""
+    """How many Arabic and how many Latin letters a text has; marks and digits are no letters."""
     return len(_ARABIC_LETTERS.findall(text)), len(_LATIN_LETTERS.findall(text))

@@ -123,7 +123,6 @@ class Cleaner:
         text = arabic.normalise(markup.strip_html(text), self._settings.tatweel)
         text, removed = markup.remove_boilerplate_lines(text)
         if removed:
-            account.edits["boilerplate lines removed"] += removed
             text = arabic.normalise(text, self._settings.tatweel)
         if not text:
             return "", "", "empty after cleaning"
@@ -135,6 +134,8 @@ class Cleaner:
         reason = self._filters[language].refuse(text)
         if reason is not None:
             return "", "", reason
+        if removed:
+            account.edits["boilerplate lines removed"] += removed
         if foreign:
             account.edits["paragraphs in another language removed"] += foreign
         return text, language, None
@@ -161,4 +162,4 @@ def main_language(text: str) -> tuple[str | None, str, int]:
             ours, others = others, ours
         if ours >= others:
             kept.append(paragraph)
-    return language, arabic.normalise("\n".join(kept)), len(paragraphs) - len(kept)
+    return language, arabic.normalise("\n".join(kept), tatweel="keep"), len(paragraphs) - len(kept)

@@ -7,6 +7,7 @@ the first in the order of the inputs; `duplicates.jsonl` says for every other on
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ def dedup(inputs: Sequence[str], output: Path, settings: DedupSettings) -> Stage
     Raises:
         UserError: an input or the output folder can't be used.
     """
+    settings.minhash().check()
     paths = expand_inputs(inputs)
     stage = _DedupStage(paths, output, settings)
     return run_stage(
@@ -79,6 +81,7 @@ class _DedupStage:
     def __init__(self, paths: Sequence[Path], output: Path, settings: DedupSettings) -> None:
         self._paths, self._output, self._settings = paths, output, settings
         self._root = common_root(paths)
+        self._targets = Counter(_target_of(path, self._root) for path in paths)
         self._copies: dict[int, _Copy] | None = None
         self._first_number: dict[Path, int] = {}
         self._ids: list[str] = []
@@ -87,13 +90,11 @@ class _DedupStage:
         """Write what stays of one file."""
         copies = self._find_copies()
         account = Account()
-        relative = path.resolve().relative_to(self._root)
-        name = f"{relative.name.split('.')[0]}.jsonl.zst"
-        target = output / relative.parent / name
-        if sum(1 for other in self._paths if _target_of(other, self._root) == relative.parent / name) > 1:
-            target = output / relative.parent / f"{relative.name.replace('.', '_')}.jsonl.zst"
+        target = _target_of(path, self._root)
+        if self._targets[target] > 1:
+            target = target.with_name(f"{path.name.replace('.', '_')}.jsonl.zst")
         document_number = self._first_number[path]
-        with ShardWriter(target) as kept, ShardWriter(output / QUARANTINE / f"part-{number:05d}.jsonl.zst") as refused:
+        with ShardWriter(output / target) as kept, ShardWriter(output / QUARANTINE / f"part-{number:05d}.jsonl.zst") as refused:
             for record in self._read(path):
                 account.read += 1
                 if isinstance(record, Refusal):
@@ -207,6 +208,6 @@ class _DedupStage:
 
 
 def _target_of(path: Path, root: Path) -> Path:
-    relative = path.resolve().relative_to(root)
-    return relative.parent / f"{relative.name.split('.')[0]}.jsonl.zst"
+    """Place of a file's documents below the output: the place of the file (not of what it may link to) below `root`."""
+    return path.parent.resolve().relative_to(root) / f"{path.name.split('.')[0]}.jsonl.zst"
 

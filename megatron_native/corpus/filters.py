@@ -47,6 +47,7 @@ class Statistics:
         return [line for line in self.text.split("\n") if line.strip()]
 
 
+_SAMPLE = Statistics("جملة قصيرة للتجربة في سطر واحد")
 Filter = Callable[[Statistics, Any], str | None]
 _FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {}
 
@@ -99,7 +100,7 @@ def _top_ngram(statistics: Statistics, thresholds: Mapping[int, float]) -> str |
         if not counts:
             continue
         ngram, count = max(counts.items(), key=lambda item: (item[1] * sum(map(len, item[0])), item[0]))
-        if count > 1 and count * sum(map(len, ngram)) / characters > threshold:
+        if count > 1 and count * sum(map(len, ngram)) > threshold * characters:
             return "repeated phrases"
     return None
 
@@ -117,12 +118,24 @@ def _stop_words(statistics: Statistics, setting: tuple[int, frozenset[str]]) -> 
     return "too few stop words" if found < threshold else None
 
 
+def _word_set(words: Any, key: str, source: str) -> frozenset[str]:
+    """Words of a YAML list; YAML reads an unquoted on, off, yes or no as true or false, which must not pass unseen."""
+    if not isinstance(words, list) or not words:
+        raise UserError(f"{source}: {key} must be a list of words, it is {words!r}.")
+    for word in words:
+        if not isinstance(word, str):
+            raise UserError(f"{source}: {key} holds {word!r}, which is no word; put quotes around it ('on', 'no', '1').")
+    return frozenset(word.casefold() for word in words)
+
+
 class QualityFilters:
     """The filters of one language with their thresholds, in the order of the registry."""
 
     def __init__(self, thresholds: Mapping[str, Any], source: str) -> None:
         known = {key for key, (_, more) in _FILTERS.items() for key in (key, *more)}
-        unknown = sorted(set(thresholds) - known)
+        if not isinstance(thresholds, Mapping):
+            raise UserError(f"{source}: {thresholds!r} where thresholds ('min_words: 25', …) belong.")
+        unknown = sorted(set(map(str, thresholds)) - known)
         if unknown:
             raise UserError(f"{source}: unknown filters {unknown}; known are {sorted(known)}.")
         self._steps: list[tuple[Filter, Any]] = []
@@ -131,7 +144,11 @@ class QualityFilters:
                 continue
             setting = thresholds[key]
             if companions:
-                setting = (setting, *(frozenset(thresholds.get(name, ())) for name in companions))
+                setting = (setting, *(_word_set(thresholds.get(name), name, source) for name in companions))
+            try:
+                function(_SAMPLE, setting)
+            except (TypeError, ValueError, LookupError, AttributeError):
+                raise UserError(f"{source}: {key} can't be {thresholds[key]!r}; see presets/msa.yaml for its form.") from None
             self._steps.append((function, setting))
 
     def refuse(self, text: str) -> str | None:
@@ -159,7 +176,10 @@ def load_preset(name_or_path: str) -> dict[str, Any]:
     if name_or_path in known:
         raw = folder.joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
     elif path.is_file():
-        raw = path.read_text(encoding="utf-8")
+        try:
+            raw = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{name_or_path} can't be read: {error}.") from None
     else:
         raise UserError(f"there is no preset '{name_or_path}'; known are {', '.join(known)}, or give a YAML file.")
     try:

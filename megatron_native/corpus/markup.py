@@ -6,9 +6,10 @@ boilerplate, by patterns that are data (`presets/boilerplate.yaml`).
 
 from __future__ import annotations
 
-import html
 import re
 from functools import cache
+from html import unescape
+from html.entities import html5
 from importlib import resources
 
 import yaml
@@ -19,10 +20,21 @@ _ELEMENTS = (
     "legend|li|link|main|mark|meta|nav|noscript|object|ol|option|p|param|picture|pre|q|s|section|select|small|source|"
     "span|strike|strong|sub|summary|sup|svg|table|tbody|td|textarea|tfoot|th|thead|time|title|tr|u|ul|video|wbr"
 )
-_INVISIBLE_ELEMENTS = re.compile(r"<(script|style|noscript|iframe)\b[^>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
-_COMMENTS = re.compile(r"<!--.*?-->|<!doctype[^>]*>|<!\[CDATA\[|\]\]>", re.IGNORECASE | re.DOTALL)
-_BREAKS = re.compile(r"<br\s*/?>|</(?:li|tr|dt|dd|h[1-6]|option)\s*>", re.IGNORECASE)
-_PARAGRAPHS = re.compile(r"</(?:p|div|article|section|blockquote|table|ul|ol)\s*>", re.IGNORECASE)
+_LINE_ELEMENTS = "li|tr|td|th|dt|dd|h[1-6]|option|caption|figcaption|legend|summary|title"
+_BLOCK_ELEMENTS = "p|div|article|section|blockquote|table|ul|ol|dl|pre|header|footer|main|nav|aside|form|figure|address"
+_INVISIBLE_ELEMENTS = [
+    re.compile(rf"<{name}(?:\s[^<>]*)?>.*?</{name}\s*>", re.IGNORECASE | re.DOTALL)
+    for name in ("script", "style", "noscript", "iframe")
+]
+_COMMENTS = re.compile(r"<!--.*?-->", re.DOTALL)
+_DECLARATIONS = re.compile(r"<!doctype[^<>]*>|<!\[CDATA\[|\]\]>", re.IGNORECASE)
+# An end and the beginning after it are one break; either may be missing, as HTML allows.
+_BREAKS = re.compile(
+    rf"<[bh]r(?:\s[^<>]*)?/?>|</(?:{_LINE_ELEMENTS})\s*>(?:\s*<(?:{_LINE_ELEMENTS})(?:\s[^<>]*)?>)?"
+    rf"|<(?:{_LINE_ELEMENTS})(?:\s[^<>]*)?>",
+    re.IGNORECASE,
+)
+_PARAGRAPHS = re.compile(rf"</?(?:{_BLOCK_ELEMENTS})(?:\s[^<>]*)?>", re.IGNORECASE)
 _TAGS = re.compile(rf"</?(?:{_ELEMENTS})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _ENTITIES = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6});")
 
@@ -30,13 +42,19 @@ _ENTITIES = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9a-fA
 def strip_html(text: str) -> str:
     """The text without tags, comments and scripts, entities decoded; block elements become line breaks."""
     if "<" in text:
-        text = _INVISIBLE_ELEMENTS.sub("", text)
-        text = _COMMENTS.sub("", text)
+        for invisible in (*_INVISIBLE_ELEMENTS, _COMMENTS):
+            text = invisible.sub("", text)
+        text = _DECLARATIONS.sub("", text)
         text = _PARAGRAPHS.sub("\n\n", _BREAKS.sub("\n", text))
         text = _TAGS.sub("", text)
     if "&" in text:
-        text = _ENTITIES.sub(lambda found: html.unescape(found.group()), text)
+        text = _ENTITIES.sub(_decoded, text)
     return text
+
+
+def _decoded(entity: re.Match[str]) -> str:
+    written = entity.group()
+    return unescape(written) if written[1] == "#" else html5.get(written[1:], written)
 
 
 @cache

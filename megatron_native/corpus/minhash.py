@@ -15,6 +15,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from megatron_native.errors import UserError
+
 _SEED = 0x6D6E
 
 
@@ -32,6 +34,14 @@ class MinHashSettings:
     def permutations(self) -> int:
         """Length of a signature."""
         return self.bands * self.rows
+
+    def check(self) -> None:
+        """Raise a UserError where a setting makes no sense."""
+        for name in ("shingle_words", "bands", "rows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be 1 or more.")
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"--threshold {self.threshold}: a Jaccard similarity lies above 0 and is 1 at most.")
 
     def candidate_probability(self, similarity: float) -> float:
         """Probability that a pair of this similarity is looked at."""

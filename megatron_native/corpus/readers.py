@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ READABLE_SUFFIXES = (*JSONL_SUFFIXES, *TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 TEXT_UNITS = ("file", "line", "paragraph")
 MAX_LINE_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
-_COMPRESSED_CHUNK_BYTES = 1 << 17
+_COMPRESSED_CHUNK_BYTES = 1 << 13  # small: zstd can turn 4 bytes into 128 KiB, and this bounds what comes of one piece
+_LARGEST_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes
 _RAW_PREVIEW_BYTES = 2000
 
 
@@ -59,31 +61,30 @@ class Refusal(msgspec.Struct):
 def expand_inputs(patterns: Sequence[str]) -> list[Path]:
     """Files that paths, globs and folders name, each once, in the order given; a folder means its readable files, sorted.
 
-    Files and folders whose name begins with `_` or `.` (quarantine, progress) are passed over inside folders.
+    Files and folders whose name begins with `_` or `.` (quarantine, progress) are passed over inside folders; of a
+    stage folder, wherever it lies, only the documents in its manifest are taken.
 
     Raises:
-        UserError: a pattern that names nothing readable.
+        UserError: a pattern that names nothing readable, a link that leads nowhere, a stage that is not whole.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for pattern in map(str, patterns):
         path = Path(pattern)
         if path.is_dir():
             files = _folder_files(path)
             if not files:
                 raise UserError(f"the folder {pattern} holds no file that can be read ({', '.join(READABLE_SUFFIXES)}).")
-        elif path.is_file():
+        elif path.exists() or path.is_symlink():
             files = [path]
-        elif path.is_symlink():
-            raise UserError(f"{pattern} is a link to {path.readlink()}, which does not exist; mend the link.")
-        elif path.exists():
-            raise UserError(f"{pattern} is neither a file nor a folder; give a file of documents.")
         else:
-            files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if Path(name).is_file()]
+            matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+            files = [match for match in matches if not match.is_dir()]
             if not files:
                 raise UserError(f"{pattern} does not exist and matches no file; check the path (globs need quotes).")
         for file in files:
-            found.setdefault(file)
-    return list(found)
+            _check_readable(file)
+            found.setdefault(Path.cwd() / file, file)
+    return list(found.values())
 
 
 def read_documents(
@@ -115,23 +116,53 @@ def read_documents(
     raise UserError(f"{path}: this kind of file is not read; known are {', '.join(READABLE_SUFFIXES)}.")
 
 
-def _folder_files(folder: Path) -> list[Path]:
-    """A stage folder's documents (its manifest knows them), or every readable file of an ordinary folder."""
-    manifest = folder / "manifest.json"
-    if (folder / "_progress").is_dir() and not manifest.exists():
-        raise UserError(f"{folder} holds a stage that did not finish: run that command again first.")
-    candidates = sorted(folder.rglob("*"))
-    if manifest.is_file():
-        from megatron_native.manifest import read_manifest
+def _check_readable(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link to {path.readlink()}, which does not exist; mend the link.")
+    if not path.is_file():
+        raise UserError(f"{path} is neither a file nor a folder; give a file of documents.")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} can't be read: permission denied.")
 
-        found = read_manifest(manifest)
-        assert found is not None
-        candidates = [folder / entry["path"] for entry in found["outputs"]]
+
+def _folder_files(folder: Path) -> list[Path]:
+    """Every readable file of a folder and its sub-folders; of a stage folder the documents that its manifest knows."""
+    if (folder / "manifest.json").is_file():
+        return _stage_files(folder)
+    if (folder / "_progress").is_dir():
+        raise UserError(f"{folder} holds a stage that did not finish: run that command again first.")
     files = []
-    for path in candidates:
-        hidden = any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and path.name.lower().endswith(READABLE_SUFFIXES):
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(("_", ".")):
+            continue
+        if path.is_dir():
+            if path.is_symlink() and folder.resolve().is_relative_to(path.resolve()):
+                raise UserError(f"{path} is a link to a folder around it; remove the link.")
+            files += _folder_files(path)
+        elif path.name.lower().endswith(READABLE_SUFFIXES):
             files.append(path)
+    return files
+
+
+def _stage_files(folder: Path) -> list[Path]:
+    from megatron_native.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(folder / "manifest.json")
+    except UserError:
+        raise UserError(
+            f"{folder / 'manifest.json'} is no stage manifest, so what the folder holds is not known: name its files, for "
+            f"instance '{folder}/*.jsonl.gz'."
+        ) from None
+    assert manifest is not None
+    files = []
+    for entry in manifest["outputs"]:
+        hidden = any(part.startswith(("_", ".")) for part in Path(entry["path"]).parts)
+        if hidden or not entry["path"].lower().endswith(READABLE_SUFFIXES):
+            continue
+        if not (folder / entry["path"]).exists():
+            raise UserError(f"{folder / entry['path']} is in the folder's manifest but not there; redo that stage.")
+        files.append(folder / entry["path"])
     return files
 
 
@@ -149,7 +180,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
     if path.is_dir():
         raise UserError(f"{path} is a folder where a file of documents is expected.")
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below)
+        file = open(path, "rb", buffering=_CHUNK_BYTES)  # noqa: SIM115 (closed below)
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}.") from error
     with file:
@@ -158,9 +189,13 @@ def _chunks(path: Path) -> Iterator[bytes]:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
             return
-        decompressor = None
+        decompressor, padded = None, path.suffix.lower() == ".gz"  # gzip allows padding between and after members
         while data := file.read(_COMPRESSED_CHUNK_BYTES):
             while data:
+                if decompressor is None and padded and file.tell() > len(data):
+                    data = data.lstrip(b"\0")
+                    if not data:
+                        break
                 decompressor = decompressor or make()
                 try:
                     out = decompressor.decompress(data)
@@ -171,21 +206,21 @@ def _chunks(path: Path) -> Iterator[bytes]:
                 data = decompressor.unused_data if decompressor.eof else b""
                 if decompressor.eof:
                     decompressor = None
-                    data = data.lstrip(b"\0") if path.suffix == ".gz" else data  # gzip allows padding
         if decompressor is not None:
             raise _DamagedFileError("the compressed data ends early")
 
 
 def _decompressor_of(path: Path) -> Callable[[], Any] | None:
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         from isal import isal_zlib
 
         return lambda: isal_zlib.decompressobj(wbits=31)
-    if path.suffix == ".zst":
+    if suffix == ".zst":
         import zstandard
 
-        return lambda: zstandard.ZstdDecompressor().decompressobj()
-    if path.suffix == ".bz2":
+        return lambda: zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW).decompressobj()
+    if suffix == ".bz2":
         return bz2.BZ2Decompressor
     return None
 
@@ -236,14 +271,14 @@ def _read_jsonl(path: Path, text_key: str, id_key: str, max_line_bytes: int) -> 
         if raw is None:
             yield _refusal(path, offset, number, "line too long", b"", f"more than {max_line_bytes} bytes")
             continue
-        if not raw.strip():
-            continue
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if not raw.strip():
+            continue
         try:
             record = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
-            yield _refusal(path, offset, number, _json_fault(raw), raw, str(error))
+            yield _refusal(path, offset, number, _json_fault(raw, error), raw, str(error))
             continue
         if not isinstance(record, dict):
             yield _refusal(path, offset, number, "not a JSON object", raw)
@@ -252,12 +287,12 @@ def _read_jsonl(path: Path, text_key: str, id_key: str, max_line_bytes: int) -> 
     yield from _damage(path, lines)
 
 
-def _json_fault(raw: bytes) -> str:
+def _json_fault(raw: bytes, error: orjson.JSONDecodeError) -> str:
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError:
         return "invalid UTF-8"
-    return "malformed JSON"
+    return "lone surrogate" if "surrogate" in str(error) else "malformed JSON"
 
 
 def _document(
@@ -276,13 +311,21 @@ def _document(
     if fault:
         return _refusal(path, offset, number, fault, raw)
     identifier = record.get(id_key)
-    metadata = record.get("metadata")
-    metadata = dict(metadata) if isinstance(metadata, dict) else {}
-    for key, value in record.items():
-        if key not in (keys[0], id_key, "metadata"):
-            metadata.setdefault(key, value)
+    others = _without(record, keys)
+    others.pop(id_key, None)
+    metadata = others.pop("metadata") if isinstance(others.get("metadata"), dict) else {}
+    metadata = metadata | {key: value for key, value in others.items() if key not in metadata}
     name = f"{path.name}:{number}" if identifier is None or identifier == "" else str(identifier)
     return Document(name, text, metadata, str(path), offset, number)
+
+
+def _without(record: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The record without the value that nested keys reach, and without what is empty then."""
+    rest = dict(record)
+    inner = rest.pop(keys[0])
+    if len(keys) > 1 and (left := _without(inner, keys[1:])):
+        rest[keys[0]] = left
+    return rest
 
 
 def _text_fault(text: str) -> str | None:
@@ -308,41 +351,68 @@ def _read_parquet(path: Path, text_key: str, id_key: str) -> Iterator[Document |
     keys = text_key.split(".")
     columns = file.schema_arrow.names
     if keys[0] not in columns:
-        raise UserError(f"{path} has no column '{keys[0]}'; it has {', '.join(columns)}. Name one with --text-key.")
+        raise UserError(f"{path} has no column '{keys[0]}'; it has {", ".join(columns)}; choose one of them as the text key.")
     row = 0
     try:
         for batch in file.iter_batches(batch_size=1000):
-            for record in batch.to_pylist():
+            for record in _rows(batch):
                 row += 1
-                yield _document(path, row - 1, row, record, keys, id_key, repr(record)[:_RAW_PREVIEW_BYTES].encode())
+                if isinstance(record, UnicodeDecodeError):
+                    yield _refusal(path, row - 1, row, "invalid UTF-8", b"", str(record))
+                elif isinstance(record, ValueError):
+                    yield _refusal(path, row - 1, row, "unreadable value", b"", _one_line(record))
+                else:
+                    item = _document(path, row - 1, row, record, keys, id_key, b"")
+                    if isinstance(item, Refusal):
+                        item.raw = repr(record)[:_RAW_PREVIEW_BYTES]
+                    yield item
     except (OSError, pyarrow.ArrowException) as error:
         yield _refusal(path, row, row + 1, "damaged file", b"", _one_line(error))
 
 
+def _rows(batch: Any) -> Iterator[dict[str, Any] | ValueError]:
+    """The rows of a Parquet batch; in place of one that has no Python value (text that is not UTF-8), why not."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except ValueError:
+        pass  # then row by row
+    for place in range(batch.num_rows):
+        try:
+            yield from batch.slice(place, 1).to_pylist()
+        except ValueError as error:
+            yield error
+
+
 def _read_text(path: Path, max_line_bytes: int, unit: str) -> Iterator[Document | Refusal]:
+    """Documents of one unit each; a unit of more than `max_line_bytes` is refused as a whole, without being held."""
     if unit not in TEXT_UNITS:
         raise UserError(f"the unit of plain text is '{unit}'; it must be one of {', '.join(TEXT_UNITS)}.")
     lines = _Lines(path, max_line_bytes)
     collected: list[bytes] = []
-    start, first, size, count = 0, 1, 0, 0
+    start, first, size, count, begun = 0, 1, 0, 0, False
+
+    def finished() -> Document | Refusal:
+        if size > max_line_bytes:
+            reason = "line too long" if unit == "line" else "text too long"
+            return _refusal(path, start, first, reason, b"", f"more than {max_line_bytes} bytes")
+        return _text_document(path, start, first, collected, "" if unit == "file" else f":{count}")
+
     for number, offset, raw in lines:
-        if raw is None or size + len(raw) > max_line_bytes:
-            yield _refusal(path, offset, number, "line too long", b"", f"more than {max_line_bytes} bytes")
-            collected, size = [], 0
-            continue
-        boundary = unit == "line" or (unit == "paragraph" and not raw.strip())
-        if not collected:
-            start, first = offset, number
-        if raw.strip() or unit == "file":
-            collected.append(raw)
-            size += len(raw) + 1
-        if boundary and collected:
-            count += 1
-            yield _text_document(path, start, first, collected, "" if unit == "file" else f":{count}")
-            collected, size = [], 0
-    if collected:
-        count += 1
-        yield _text_document(path, start, first, collected, "" if unit == "file" else f":{count}")
+        blank = raw is not None and not raw.strip()
+        if not blank or unit == "file":
+            if not begun:
+                start, first, size, count, begun = offset, number, -1, count + 1, True  # breaks are between lines
+            size += 1 + (max_line_bytes + 1 if raw is None else len(raw))
+            if raw is None or size > max_line_bytes:
+                collected = []
+            else:
+                collected.append(raw)
+        if begun and (unit == "line" or (unit == "paragraph" and blank)):
+            yield finished()
+            collected, begun = [], False
+    if begun:
+        yield finished()
     yield from _damage(path, lines)
 
 

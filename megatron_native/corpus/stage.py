@@ -8,12 +8,14 @@ that a killed run goes on where it was; it is removed when the manifest is writt
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -149,6 +151,8 @@ def run_stage(
     entries = [file_entry(path, Path.cwd()) for path in inputs]
     if already_done(output / MANIFEST, name, parameters, entries):
         manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        _check_outputs(output, manifest)
+        shutil.rmtree(output / PROGRESS, ignore_errors=True)  # killed after its very last step
         return StageResult(output, manifest, skipped=True)
     _claim(name, output, parameters, entries)
     total = sum(entry["bytes"] for entry in entries)
@@ -182,12 +186,24 @@ def run_stage(
     return StageResult(output, manifest, skipped=False)
 
 
+def _check_outputs(output: Path, manifest: Mapping[str, Any]) -> None:
+    """A stage that is done must still be whole; sizes are compared, contents are not read again."""
+    for entry in manifest["outputs"]:
+        path = output / entry["path"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            found = "is not there" if size is None else f"has {size} bytes"
+            raise UserError(
+                f"{path} {found}, but {output / MANIFEST} says {entry['bytes']} bytes: delete {output} to make it anew."
+            )
+
+
 def _claim(name: str, output: Path, parameters: Mapping[str, Any], entries: list[dict[str, Any]]) -> None:
     """Make the output folder this stage's: empty, or begun by the very same stage."""
     identity: dict[str, Any] = {
         "stage": name,
         "parameters": dict(parameters),
-        "inputs": parameters_hash({entry["path"]: entry["xxh3_128"] for entry in entries}),
+        "inputs": parameters_hash({"files": [[entry["path"], entry["xxh3_128"]] for entry in entries]}),
     }
     marker = output / PROGRESS / "stage.json"
     if marker.exists():
@@ -219,10 +235,26 @@ def _work_through(
         for number, path in waiting:
             yield number, work(number, path, output)
         return
-    with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, len(waiting)), get_context("spawn"), _end_with_parent) as pool:
         futures = {pool.submit(work, number, path, output): number for number, path in waiting}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with_parent() -> None:
+    """Have a worker process end when the main one is killed, lest it writes into the parts of the next run."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _lineage(inputs: Sequence[Path]) -> list[dict[str, str]]:
