@@ -113,7 +113,7 @@ def read_documents(
         return _read_jsonl(path, text_key, id_key, max_line_bytes)
     if name.endswith(TEXT_SUFFIXES):
         return _read_text(path, max_line_bytes, text_unit)
-    raise UserError(f"{path}: this kind of file is not read; known are {', '.join(READABLE_SUFFIXES)}.")
+    raise _unknown_kind(path)
 
 
 def _check_readable(path: Path) -> None:
@@ -123,6 +123,12 @@ def _check_readable(path: Path) -> None:
         raise UserError(f"{path} is neither a file nor a folder; give a file of documents.")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} can't be read: permission denied.")
+    if not path.name.lower().endswith(READABLE_SUFFIXES):
+        raise _unknown_kind(path)
+
+
+def _unknown_kind(path: Path) -> UserError:
+    return UserError(f"{path}: this kind of file is not read; known are {', '.join(READABLE_SUFFIXES)}.")
 
 
 def _folder_files(folder: Path) -> list[Path]:
@@ -189,13 +195,11 @@ def _chunks(path: Path) -> Iterator[bytes]:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
             return
-        decompressor, padded = None, path.suffix.lower() == ".gz"  # gzip allows padding between and after members
+        decompressor, padding = None, b""
         while data := file.read(_COMPRESSED_CHUNK_BYTES):
             while data:
-                if decompressor is None and padded and file.tell() > len(data):
-                    data = data.lstrip(b"\0")
-                    if not data:
-                        break
+                if decompressor is None and not (data := data.lstrip(padding)):
+                    break
                 decompressor = decompressor or make()
                 try:
                     out = decompressor.decompress(data)
@@ -206,6 +210,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
                 data = decompressor.unused_data if decompressor.eof else b""
                 if decompressor.eof:
                     decompressor = None
+                    padding = b"\0" if path.suffix.lower() == ".gz" else b""  # gzip allows zeros after a member
         if decompressor is not None:
             raise _DamagedFileError("the compressed data ends early")
 
@@ -351,7 +356,7 @@ def _read_parquet(path: Path, text_key: str, id_key: str) -> Iterator[Document |
     keys = text_key.split(".")
     columns = file.schema_arrow.names
     if keys[0] not in columns:
-        raise UserError(f"{path} has no column '{keys[0]}'; it has {", ".join(columns)}; choose one of them as the text key.")
+        raise UserError(f"{path} has no column '{keys[0]}'; it has {', '.join(columns)}; choose one of them as the text key.")
     row = 0
     try:
         for batch in file.iter_batches(batch_size=1000):
