@@ -53,7 +53,7 @@ def run_command(name: str, argv: Sequence[str], program: str | None = None) -> i
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand before or after options
     try:
         return int(module.run(arguments) or 0)
     except UserError as error:

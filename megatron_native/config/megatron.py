@@ -6,7 +6,7 @@ megatron-core defaults wrongly for LLaMA-style models are set explicitly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_native.config.model import ModelConfig
@@ -42,12 +42,13 @@ _PLATFORM_DIFFERENCES: dict[PlatformKind, dict[str, Any]] = {
     },
 }
 
-_CUDA_ENVIRONMENT = {
+CUDA_ENVIRONMENT = {
     "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
     "NCCL_NVLS_ENABLE": "0",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
+"""Environment variables that training on CUDA wants before the device is touched; the user's own values win."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,6 @@ class MegatronConfigs:
     ddp: DistributedDataParallelConfig
     optimizer: OptimizerConfig
     layer_spec: LayerSpec
-    environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables the processes want, before the device is touched."""
 
 
 def resolve_layer_spec(run: RunConfig, platform: PlatformKind, has_transformer_engine: bool) -> LayerSpec:
@@ -175,8 +174,7 @@ def megatron_configs(
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         overlap_param_gather=parallel.overlap_param_gather,
     )
-    environment = dict(_CUDA_ENVIRONMENT) if platform == "cuda" else {}
-    return MegatronConfigs(transformer, ddp, optimizer, layer_spec, environment)
+    return MegatronConfigs(transformer, ddp, optimizer, layer_spec)
 
 
 def has_transformer_engine() -> bool:

@@ -40,9 +40,9 @@ class BlendEntry(Section):
     prefix: Path
     """Path of the `.bin`/`.idx` pair without its ending, as `tokenize` printed it."""
     weight: float = Field(default=1.0, ge=0)
-    """Probability of a *sequence* coming from this dataset, relative to the other weights."""
+    """Share of *sequences* that come from this dataset, relative to the other weights (0: none)."""
     name: str = ""
-    """Name in metrics and messages; by default the last part of the prefix."""
+    """Name that seeds the order of its documents, so renaming it changes the order; by default the prefix's last part."""
 
 
 class DataSection(Section):
@@ -134,8 +134,11 @@ class OptimizerSection(Section):
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay of matrices; biases and norms have none."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the first moment per step."""
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the second moment per step (0.95: usual for large language models)."""
     adam_eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
     clip_grad: float = Field(default=1.0, ge=0)
     """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
     grad_reduce_in_fp32: bool = True
@@ -156,7 +159,7 @@ class CheckpointingSection(Section):
     keep_last: int = Field(default=0, ge=0)
     """Older checkpoints than the newest this many are deleted; 0 keeps all."""
     save_optimizer: bool = True
-    """Keep optimizer state, which an exact resume needs; without it a checkpoint is a third of the size."""
+    """Keep optimizer state (three FP32 values a weight), which an exact resume needs."""
     resume: bool = True
     """Go on from the newest complete checkpoint of the run folder, if there is one."""
 
@@ -172,7 +175,7 @@ class RunConfig(Section):
     """A whole run."""
 
     run_dir: Path
-    """Folder of the run: configuration, metrics, checkpoints, logs."""
+    """Folder of the run: `config.yaml`, `metrics.jsonl`, `checkpoints/`."""
     platform: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs: `cuda` (NCCL), `cpu` (gloo), or `auto`, which takes CUDA where there is a device."""
     layer_spec: Literal["auto", "transformer_engine", "torch"] = "auto"

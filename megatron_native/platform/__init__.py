@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
@@ -38,12 +39,15 @@ class Platform:
         return self.rank == 0
 
 
-def start_platform(name: PlatformName = "auto", timeout_minutes: float = 30) -> Platform:
+def start_platform(
+    name: PlatformName = "auto", timeout_minutes: float = 30, cuda_environment: Mapping[str, str] | None = None
+) -> Platform:
     """Choose the platform, install the CPU substitute where it is the CPU, and join the process group.
 
     Args:
         name: `auto` takes CUDA where a device is visible.
         timeout_minutes: how long a collective may wait for the slowest rank.
+        cuda_environment: variables to set, where they are unset, before a CUDA device is touched.
 
     Raises:
         UserError: CUDA is asked for and no device is visible, or more processes than devices were started.
@@ -79,6 +83,8 @@ def start_platform(name: PlatformName = "auto", timeout_minutes: float = 30) -> 
                 f"process {local_rank} of this node has no GPU: {torch.cuda.device_count()} are visible; start as "
                 "many processes a node as it has GPUs."
             )
+        for key, value in (cuda_environment or {}).items():
+            os.environ.setdefault(key, value)
         torch.cuda.set_device(local_rank)
         device, backend = torch.device("cuda", local_rank), "nccl"
     if not dist.is_initialized():

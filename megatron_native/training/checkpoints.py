@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import yaml
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
+from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
 from megatron_native.training.model import TrainableModel
 
@@ -99,6 +101,30 @@ def load_model_weights(folder: Path, modules: Sequence[Any]) -> None:
     state = _model_state(modules)
     _require_keys(folder, state)
     _put_model_state(modules, dist_checkpointing.load(state, str(folder)))
+
+
+def refuse_other_data(folder: Path, run: RunConfig) -> None:
+    """Refuse to go on from a checkpoint with settings under which the same position means other samples.
+
+    Raises:
+        UserError: names each such setting with its value there and here.
+    """
+    path = folder / layout.RUN / "config.yaml"
+    there = yaml.safe_load(path.read_text(encoding="utf-8"))
+    here = run.model_dump(mode="json")
+    fields = (("seed",), ("data", "seq_length"), ("data", "blend"), ("training", "global_batch_size"))
+    differing = []
+    for keys in fields:
+        before, now = there, here
+        for key in keys:
+            before, now = before[key], now[key]
+        if before != now:
+            differing.append(f"{'.'.join(keys)}: {before} there, {now} now")
+    if differing:
+        raise UserError(
+            f"{folder} was trained with other settings of the data ({'; '.join(differing)}), so going on would repeat or "
+            "skip samples. Put them back, or start a run of its own with model.checkpoint set to that folder."
+        )
 
 
 def load_checkpoint(folder: Path, model: TrainableModel) -> Progress:

@@ -17,6 +17,7 @@ from typing import Any
 from megatron_native.checkpoint.layout import check_complete
 from megatron_native.config.layout import check_layout
 from megatron_native.config.load import load_run_config
+from megatron_native.config.megatron import CUDA_ENVIRONMENT
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, UserError
 
@@ -41,7 +42,7 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
         return EXIT_DONE
     from megatron_native.platform import start_platform, stop_platform
 
-    platform = start_platform(run.platform)
+    platform = start_platform(run.platform, cuda_environment=CUDA_ENVIRONMENT)
     import torch
 
     from megatron_native.training.trainer import Trainer

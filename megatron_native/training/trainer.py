@@ -128,6 +128,7 @@ class Trainer:
         run = self.run
         existing = checkpoints.checkpoints_of(run.run_dir)
         if existing and run.checkpointing.resume:
+            checkpoints.refuse_other_data(existing[-1], run)
             return checkpoints.load_checkpoint(existing[-1], self.model), existing[-1]
         if existing:
             raise UserError(

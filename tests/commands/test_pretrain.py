@@ -115,6 +115,10 @@ def test_a_run_that_stops_early_wants_to_be_started_again(base: tuple[Path, Conf
     config = {**base[1], "run_dir": str(tmp_path / "run")}
     stopped = pretrain(tmp_path, config, "--nproc", "2", "training.stop_after=1")
     assert stopped.returncode == 75, stopped.stderr
+    changed = pretrain(tmp_path, config, "--nproc", "2", "seed=7")
+    assert changed.returncode == 2
+    assert "seed: 1234 there, 7 now" in changed.stderr
+    assert "Traceback" not in changed.stderr
     finished = pretrain(tmp_path, config, "--nproc", "2")
     assert finished.returncode == 0, finished.stderr
     assert "resumed from" in finished.stdout
