@@ -172,6 +172,6 @@ def already_done(path: Path, stage: str, parameters: Mapping[str, Any], inputs: 
     if differences:
         raise UserError(
             f"{path} was made with other settings or inputs: " + "; ".join(differences)
-            + ". Choose another output, or delete that one to make it anew."
+            + ". Choose another output, or delete what was made there to make it anew."
         )
     return True

@@ -36,7 +36,10 @@ _HAS_PRESENTATION_FORM = re.compile("[\ufb50-\ufdff\ufe70-\ufefe]")
 # Invisible controls: zero-width space and no-break space, soft hyphen, word joiner, byte order mark, bidi controls.
 _INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 # Joiners shape letters in Arabic script and mean nothing to a model; between emoji or other scripts they matter.
-_JOINERS = re.compile("(?<![\ufe0f\u2600-\u27bf\U0001f000-\U0001faff\u0900-\u0dff])[\u200c\u200d]")
+# (Marks stand between, in an order that NFC may change.)
+_JOINERS = regex.compile(
+    "[\u200c\u200d](?<![\ufe0f\u2600-\u27bf\U0001f000-\U0001faff\u0900-\u0dff]\\p{M}*[\u200c\u200d])"
+)
 _TATWEEL_WITHOUT_MARK = regex.compile(TATWEEL + r"+(?!\p{M})")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_BREAKS = re.compile("\r\n?|\u2028|\u0085|\x0b|\x0c")

@@ -22,11 +22,15 @@ _ELEMENTS = (
 )
 _LINE_ELEMENTS = "li|tr|td|th|dt|dd|h[1-6]|option|caption|figcaption|legend|summary|title"
 _BLOCK_ELEMENTS = "p|div|article|section|blockquote|table|ul|ol|dl|pre|header|footer|main|nav|aside|form|figure|address"
-_INVISIBLE_ELEMENTS = [
-    re.compile(rf"<{name}(?:\s[^<>]*)?>.*?</{name}\s*>", re.IGNORECASE | re.DOTALL)
-    for name in ("script", "style", "noscript", "iframe")
+# Beginning and end of what is taken out with all that stands between.
+_INVISIBLE_SPANS = [
+    *((rf"<{name}(?:\s[^<>]*)?>", rf"</{name}\s*>") for name in ("script", "style", "noscript", "iframe")),
+    ("<!--", "-->"),
 ]
-_COMMENTS = re.compile(r"<!--.*?-->", re.DOTALL)
+_INVISIBLE = [
+    (re.compile(f"{begin}.*?{end}", re.IGNORECASE | re.DOTALL), re.compile(end, re.IGNORECASE))
+    for begin, end in _INVISIBLE_SPANS
+]
 _DECLARATIONS = re.compile(r"<!doctype[^<>]*>|<!\[CDATA\[|\]\]>", re.IGNORECASE)
 # An end and the beginning after it are one break; either may be missing, as HTML allows.
 _BREAKS = re.compile(
@@ -42,8 +46,10 @@ _ENTITIES = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#[0-9]{1,7}|#[xX][0-9a-fA
 def strip_html(text: str) -> str:
     """The text without tags, comments and scripts, entities decoded; block elements become line breaks."""
     if "<" in text:
-        for invisible in (*_INVISIBLE_ELEMENTS, _COMMENTS):
-            text = invisible.sub("", text)
+        for span, end in _INVISIBLE:
+            # No further than the last end: behind it every beginning would be followed to the end of the text in vain.
+            last = max((found.end() for found in end.finditer(text)), default=0)
+            text = span.sub("", text[:last]) + text[last:]
         text = _DECLARATIONS.sub("", text)
         text = _PARAGRAPHS.sub("\n\n", _BREAKS.sub("\n", text))
         text = _TAGS.sub("", text)

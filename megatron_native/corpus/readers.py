@@ -26,7 +26,7 @@ READABLE_SUFFIXES = (*JSONL_SUFFIXES, *TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 TEXT_UNITS = ("file", "line", "paragraph")
 MAX_LINE_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
-_COMPRESSED_CHUNK_BYTES = 1 << 13  # small: zstd can turn 4 bytes into 128 KiB, and this bounds what comes of one piece
+_COMPRESSED_CHUNK_BYTES = 1 << 13
 _LARGEST_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes
 _RAW_PREVIEW_BYTES = 2000
 
@@ -196,7 +196,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
                 yield chunk
             return
         decompressor, padding = None, b""
-        while data := file.read(_COMPRESSED_CHUNK_BYTES):
+        piece = 1 << 8  # zstd can turn 4 bytes into 128 KiB: pieces are as small as what comes out of them is large
+        while data := file.read(piece):
             while data:
                 if decompressor is None and not (data := data.lstrip(padding)):
                     break
@@ -205,6 +206,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
                     out = decompressor.decompress(data)
                 except Exception as error:  # each library has an error of its own
                     raise _DamagedFileError(str(error)) from error
+                piece = max(64, piece >> 3) if len(out) > _CHUNK_BYTES else min(2 * piece, _COMPRESSED_CHUNK_BYTES)
                 if out:
                     yield out
                 data = decompressor.unused_data if decompressor.eof else b""
