@@ -11,15 +11,21 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from megatron_native import __version__
 from megatron_native.errors import EXIT_FAILURE, EXIT_USER_ERROR, UserError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # command: (module under megatron_native.commands, what it does)
+    "corpus": ("corpus", "the stages of a recipe.yaml in order: raw dumps → tokens, in one command"),
     "clean": ("clean", "raw dumps → normalised, filtered documents, with an account of every line"),
     "dedup": ("dedup", "documents → documents with exact and near copies out"),
     "tokenize": ("tokenize", "documents → Megatron .bin/.idx (also tools/preprocess_data.py)"),
+    "merge": ("merge", "many Megatron .bin/.idx → one (also tools/merge_datasets.py)"),
+    "inspect": ("inspect", "what is in a .bin/.idx: counts, lengths, ids, documents as text"),
+    "verify": ("verify", "is a .bin/.idx whole, and what its manifest says it is"),
+    "repair": ("repair", "a damaged .bin/.idx → what is whole of it, with the loss said exactly"),
     "import-hf": ("import_hf", "Hugging Face folder → Megatron distributed checkpoint"),
     "export-hf": ("export_hf", "Megatron distributed checkpoint → Hugging Face folder"),
     "verify-hf": ("verify_hf", "compare a checkpoint with a Hugging Face folder: names, bits, logits"),
@@ -40,11 +46,8 @@ def _program_help() -> str:
     ])
 
 
-def run_command(name: str, argv: Sequence[str], program: str | None = None) -> int:
-    """Parse `argv` for the command `name`, run it and return its exit code.
-
-    A `UserError` ends as one paragraph on stderr. `program` is the name shown in the usage line.
-    """
+def command_parser(name: str, program: str | None = None) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """The module of the command `name`, and the parser of its options."""
     module = importlib.import_module(f"megatron_native.commands.{COMMANDS[name][0]}")
     parser = argparse.ArgumentParser(
         prog=program or f"megatron-native {name}",
@@ -53,6 +56,15 @@ def run_command(name: str, argv: Sequence[str], program: str | None = None) -> i
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    return module, parser
+
+
+def run_command(name: str, argv: Sequence[str], program: str | None = None) -> int:
+    """Parse `argv` for the command `name`, run it and return its exit code.
+
+    A `UserError` ends as one paragraph on stderr. `program` is the name shown in the usage line.
+    """
+    module, parser = command_parser(name, program)
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand before or after options
     try:
         return int(module.run(arguments) or 0)

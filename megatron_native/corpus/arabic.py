@@ -1,8 +1,8 @@
 """Two views of Arabic text: one to train on, which changes as little as possible, and one to compare with.
 
 `normalise` repairs what encodings, old PDFs and web editors did to the letters and keeps everything a writer wrote:
-diacritics, hamzas, religious ligatures (ﷺ ﷲ) and Qur'anic marks stay. `fold` throws all of that away, so that two
-spellings of one text compare equal; its result is never trained on.
+diacritics, hamzas, religious ligatures (ﷺ ﷲ) and Qur'anic marks stay. `fold` (`folding.py`) throws all of that away, so
+that two spellings of one text compare equal; its result is never trained on.
 """
 
 from __future__ import annotations
@@ -12,12 +12,27 @@ import unicodedata
 
 import regex
 
+from megatron_native.corpus.folding import code_points
+from megatron_native.corpus.survey import (
+    CONTROL,
+    INVISIBLE,
+    JOINER,
+    PRESENTATION,
+    SPACES,
+    Survey,
+    survey,
+    tidy,
+)
+from megatron_native.corpus.survey import (
+    TATWEEL as HAS_TATWEEL,
+)
+
 TATWEEL = "\u0640"
+_LEAST_MISREAD = 20
 # Ligatures that are words of their own, ornate parentheses and the pedagogical symbols: kept as they are.
 _FROZEN_PRESENTATION_FORMS = frozenset(
     [chr(code) for code in range(0xFDF0, 0xFDFE)] + ["\ufd3e", "\ufd3f"] + [chr(code) for code in range(0xFBB2, 0xFBC3)]
 )
-_MARKS = "\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u08d3-\u08e1\u08e3-\u08ff"
 
 
 def _base_letters() -> dict[int, str]:
@@ -32,7 +47,6 @@ def _base_letters() -> dict[int, str]:
 
 
 _PRESENTATION_FORMS = _base_letters()
-_HAS_PRESENTATION_FORM = re.compile("[\ufb50-\ufdff\ufe70-\ufefe]")
 # Invisible controls: zero-width space and no-break space, soft hyphen, word joiner, byte order mark, bidi controls.
 _INVISIBLE = re.compile("[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 # Joiners shape letters in Arabic script and mean nothing to a model; between emoji or other scripts they matter.
@@ -44,9 +58,6 @@ _TATWEEL_WITHOUT_MARK = regex.compile(TATWEEL + r"+(?!\p{M})")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LINE_BREAKS = re.compile("\r\n?|\u2028|\u0085|\x0b|\x0c")
 _PARAGRAPH_BREAK = re.compile("\u2029")
-_SPACES = re.compile("[\t \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
-_AROUND_BREAK = re.compile(" *\n *")
-_MANY_BREAKS = re.compile("\n{3,}")
 
 
 def normalise(text: str, tatweel: str = "remove") -> str:
@@ -59,54 +70,55 @@ def normalise(text: str, tatweel: str = "remove") -> str:
         text: any text; what is not Arabic only has its controls and spaces tidied.
         tatweel: `remove` or `keep`.
     """
-    text = _PARAGRAPH_BREAK.sub("\n\n", _LINE_BREAKS.sub("\n", text))
-    text = _INVISIBLE.sub("", text)
-    text = _JOINERS.sub("", text)
-    text = _CONTROLS.sub("", text)
-    if _HAS_PRESENTATION_FORM.search(text):
+    return normalise_where(text, survey(code_points(text)).flags, tatweel)
+
+
+def normalise_where(text: str, flags: int, tatweel: str = "remove") -> str:
+    """As `normalise`, with the `Survey.flags` of the text at hand: only what it can need is done."""
+    if flags & CONTROL:
+        text = _PARAGRAPH_BREAK.sub("\n\n", _LINE_BREAKS.sub("\n", text))
+    if flags & INVISIBLE:
+        text = _INVISIBLE.sub("", text)
+    if flags & JOINER:
+        text = _JOINERS.sub("", text)
+    if flags & CONTROL:
+        text = _CONTROLS.sub("", text)
+    if flags & PRESENTATION:
         text = text.translate(_PRESENTATION_FORMS)
-    if tatweel == "remove" and TATWEEL in text:
+    if tatweel == "remove" and flags & (HAS_TATWEEL | PRESENTATION):
         text = _TATWEEL_WITHOUT_MARK.sub("", text)
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
-    text = _AROUND_BREAK.sub("\n", _SPACES.sub(" ", text))
-    return _MANY_BREAKS.sub("\n\n", text).strip()
+    if flags & (SPACES | INVISIBLE | JOINER | CONTROL | HAS_TATWEEL | PRESENTATION):
+        text = tidy(code_points(text)).tobytes().decode("utf-32-le")
+    return text
 
 
-def _folding() -> dict[int, str | None]:
-    table: dict[int, str | None] = {ord(TATWEEL): None, 0x0621: None}
-    for variant in "أإآٱٲٳٵ":
-        table[ord(variant)] = "ا"
-    for variants, letter in (("ىیېئ", "ي"), ("ة", "ه"), ("ؤ", "و"), ("کڪ", "ك")):
-        for variant in variants:
-            table[ord(variant)] = letter
-    for zero in (0x0660, 0x06F0):
-        for digit in range(10):
-            table[zero + digit] = str(digit)
-    return table
+def repair_misread(text: str, found: Survey) -> str:
+    """The text, decoded anew where it is UTF-8 or CP1256 that was read as Latin-1; the same object where it isn't.
 
-
-_FOLDING = _folding()
-_ALL_MARKS = re.compile(f"[{_MARKS}]")
-_INVISIBLE_OR_JOINER = re.compile(f"{_INVISIBLE.pattern}|[\u200c\u200d]")
-_NOT_WORD = regex.compile(r"[^\p{L}\p{N}]+")
-
-
-def fold(text: str) -> str:
-    """The matching view: words in one spelling, one space apart.
-
-    Compatibility forms, diacritics, tatweel, hamza, alef, ya and ta-marbuta variants, digit systems, case and
-    punctuation are folded away.
+    A text is tried when a third of its Latin letters are of the kind that misread Arabic is made of; the repair is taken
+    when Arabic is what comes out.
     """
-    text = unicodedata.normalize("NFKC", _INVISIBLE_OR_JOINER.sub("", text))
-    text = _ALL_MARKS.sub("", text).translate(_FOLDING).casefold()
-    return _NOT_WORD.sub(" ", text).strip()
+    if found.misread < _LEAST_MISREAD or found.misread * 3 < found.latin:
+        return text
+    import ftfy
+
+    for repaired in (ftfy.fix_encoding(text), _as_cp1256(text)):
+        after = survey(code_points(repaired))
+        if after.arabic > found.arabic + found.latin // 4 and after.misread * 4 < found.misread:
+            return repaired
+    return text
 
 
-_ARABIC_LETTERS = regex.compile(r"[\p{Script=Arabic}&&\p{L}]", regex.VERSION1)
-_LATIN_LETTERS = regex.compile(r"[\p{Script=Latin}&&\p{L}]", regex.VERSION1)
-
-
-def letter_counts(text: str) -> tuple[int, int]:
-    """How many Arabic and how many Latin letters a text has; marks and digits are no letters."""
-    return len(_ARABIC_LETTERS.findall(text)), len(_LATIN_LETTERS.findall(text))
+def _as_cp1256(text: str) -> str:
+    """What was meant where bytes of CP1256 were read as CP1252, or as Latin-1 where CP1252 has no character."""
+    raw = bytearray()
+    for character in text:
+        try:
+            raw += character.encode("cp1252")
+        except UnicodeEncodeError:
+            if ord(character) > 0xFF:
+                return text
+            raw.append(ord(character))
+    return raw.decode("cp1256")

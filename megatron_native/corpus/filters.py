@@ -1,4 +1,4 @@
-"""Quality filters: a registry of small tests over one pass of statistics, with thresholds that are data.
+"""Quality filters: a registry of small tests over the statistics of one pass, with thresholds that are data.
 
 A filter is a function from a document's statistics and its threshold to the reason for refusing it, or None. To add
 one, write it here and register it under the key of its threshold in `presets/*.yaml`.
@@ -6,163 +6,206 @@ one, write it here and register it under the key of its threshold in `presets/*.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import regex
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
+from megatron_native.corpus.folding import word_hash
+from megatron_native.corpus.statistics import (
+    DUPLICATE_NGRAMS, NO_LEXICONS, TOP_NGRAMS, Lexicons, Statistics, hash_set, measure_text,
+)  # fmt: skip
 from megatron_native.errors import UserError
 
-# Letters with their marks, or digits: the `regex` module keeps vocalised words whole, Python's own `re` does not.
-_WORDS = regex.compile(r"[\p{L}\p{M}]+(?:['’\-][\p{L}\p{M}]+)*|\p{N}+")
-_MARKS = regex.compile(r"\p{M}+")
-_SYMBOLS = regex.compile(r"#|…|\.\.\.|\p{So}|[|<>{}\[\]\\^~*=_]")
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What filters look at; each part is worked out once, when it is first asked for."""
-
-    text: str
-
-    @cached_property
-    def words(self) -> list[str]:
-        """Words and numbers, in order."""
-        return _WORDS.findall(self.text)
-
-    @cached_property
-    def bare_words(self) -> list[str]:
-        """The words without diacritics."""
-        return [_MARKS.sub("", word) for word in self.words]
-
-    @cached_property
-    def lines(self) -> list[str]:
-        """Lines with something on them."""
-        return [line for line in self.text.split("\n") if line.strip()]
-
-
-_SAMPLE = Statistics("جملة قصيرة للتجربة في سطر واحد")
 Filter = Callable[[Statistics, Any], str | None]
-_FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {}
+_FILTERS: dict[str, Filter] = {}
+_LEAST_LIST_LINES = 5
+_STOP_WORDS = "stop_words"
+"""The one key that is a list and no threshold: the words that `min_stop_words` counts."""
 
 
-def _register(key: str, *companions: str) -> Callable[[Filter], Filter]:
+def _register(key: str) -> Callable[[Filter], Filter]:
     def register(function: Filter) -> Filter:
-        _FILTERS[key] = (function, companions)
+        _FILTERS[key] = function
         return function
 
     return register
 
 
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
 @_register("min_words")
 def _too_short(statistics: Statistics, threshold: int) -> str | None:
-    return "too few words" if len(statistics.words) < threshold else None
+    return "too few words" if statistics.words < threshold else None
 
 
 @_register("max_words")
 def _too_long(statistics: Statistics, threshold: int) -> str | None:
-    return "too many words" if len(statistics.words) > threshold else None
+    return "too many words" if statistics.words > threshold else None
 
 
 @_register("mean_word_length")
 def _word_length(statistics: Statistics, bounds: tuple[float, float]) -> str | None:
-    words = statistics.bare_words
-    mean = sum(map(len, words)) / max(1, len(words))
-    return None if bounds[0] <= mean <= bounds[1] else "mean word length"
+    low, high = bounds
+    return None if low <= _share(statistics.letters, statistics.words) <= high else "mean word length"
 
 
 @_register("min_alphabetic_words")
 def _alphabetic_words(statistics: Statistics, threshold: float) -> str | None:
-    words = statistics.words
-    share = sum(1 for word in words if word[0].isalpha()) / max(1, len(words))
-    return "too few alphabetic words" if share < threshold else None
+    return "too few alphabetic words" if _share(statistics.alphabetic_words, statistics.words) < threshold else None
+
+
+@_register("min_letters_share")
+def _letters(statistics: Statistics, threshold: float) -> str | None:
+    """Of what is printed, without marks and tatweel."""
+    printed = statistics.characters - statistics.blanks - statistics.marks - statistics.tatweel
+    return "too few letters" if _share(statistics.letters - statistics.digits, printed) < threshold else None
 
 
 @_register("max_duplicate_lines")
 def _duplicate_lines(statistics: Statistics, threshold: float) -> str | None:
-    lines = statistics.lines
-    share = 1 - len(set(lines)) / max(1, len(lines))
+    return "repeated lines" if _share(statistics.duplicate_lines, statistics.lines) > threshold else None
+
+
+@_register("max_duplicate_line_characters")
+def _duplicate_line_characters(statistics: Statistics, threshold: float) -> str | None:
+    share = _share(statistics.duplicate_line_characters, statistics.characters)
     return "repeated lines" if share > threshold else None
 
 
 @_register("max_top_ngram")
 def _top_ngram(statistics: Statistics, thresholds: Mapping[int, float]) -> str | None:
-    words = statistics.bare_words
-    characters = sum(map(len, words))
-    for size, threshold in thresholds.items():
-        counts = Counter(zip(*(words[start:] for start in range(size))))
-        if not counts:
-            continue
-        ngram, count = max(counts.items(), key=lambda item: (item[1] * sum(map(len, item[0])), item[0]))
-        if count > 1 and count * sum(map(len, ngram)) > threshold * characters:
-            return "repeated phrases"
-    return None
+    found = dict(zip(TOP_NGRAMS, statistics.top_ngrams))
+    return "repeated phrases" if any([found[size] > threshold for size, threshold in thresholds.items()]) else None
+
+
+@_register("max_duplicate_ngrams")
+def _duplicate_ngrams(statistics: Statistics, thresholds: Mapping[int, float]) -> str | None:
+    found = dict(zip(DUPLICATE_NGRAMS, statistics.duplicate_ngrams))
+    return "repeated passages" if any([found[size] > threshold for size, threshold in thresholds.items()]) else None
+
+
+@_register("min_punctuated_lines")
+def _punctuated_lines(statistics: Statistics, threshold: float) -> str | None:
+    """A text whose writer uses no punctuation at all is not worse for it (AraMix): none is as good as enough."""
+    share = _share(statistics.punctuated_lines, statistics.lines)
+    return "too few punctuated lines" if 0 < share < threshold else None
+
+
+@_register("max_line_breaks_per_word")
+def _line_breaks(statistics: Statistics, threshold: float) -> str | None:
+    return "too many line breaks" if _share(statistics.line_breaks, statistics.words) > threshold else None
+
+
+@_register("max_ellipsis_lines")
+def _ellipsis_lines(statistics: Statistics, threshold: float) -> str | None:
+    return (
+        "too many lines end in an ellipsis" if _share(statistics.ellipsis_lines, statistics.lines) > threshold else None
+    )
+
+
+@_register("max_bullet_lines")
+def _bullet_lines(statistics: Statistics, threshold: float) -> str | None:
+    """A list; a dash or a star before each of a few paragraphs is a habit of newspapers and makes none."""
+    if statistics.lines < _LEAST_LIST_LINES:
+        return None
+    return "too many bullet lines" if _share(statistics.bullet_lines, statistics.lines) > threshold else None
 
 
 @_register("max_symbols_per_word")
 def _symbols(statistics: Statistics, threshold: float) -> str | None:
-    share = len(_SYMBOLS.findall(statistics.text)) / max(1, len(statistics.words))
-    return "too many symbols" if share > threshold else None
+    return "too many symbols" if _share(statistics.symbols, statistics.words) > threshold else None
 
 
-@_register("min_stop_words", "stop_words")
-def _stop_words(statistics: Statistics, setting: tuple[int, frozenset[str]]) -> str | None:
-    threshold, stop_words = setting
-    found = sum(1 for word in statistics.bare_words if word.casefold() in stop_words)
-    return "too few stop words" if found < threshold else None
+@_register("min_stop_words")
+def _stop_words(statistics: Statistics, threshold: int) -> str | None:
+    return "too few stop words" if statistics.stop_words < threshold else None
 
 
-def _word_set(words: Any, key: str, source: str) -> frozenset[str]:
+@_register("max_unsafe_words")
+def _unsafe_words(statistics: Statistics, limits: Mapping[str, float]) -> str | None:
+    """Refused where both limits are passed: `count` words, and their `share` of all."""
+    found = statistics.unsafe_words
+    many, dense = found > limits["count"], _share(found, statistics.words) > limits["share"]
+    return "unsafe words" if many and dense else None
+
+
+_SAMPLE = Statistics._make([8] * (len(Statistics._fields) - 2) + [(0.1,) * len(TOP_NGRAMS), (0.1,) * len(DUPLICATE_NGRAMS)])
+"""Statistics on which every filter looks at its threshold, so that one of another form is found before the first text."""
+
+
+def _word_hashes(words: Any, key: str, source: str) -> NDArray[np.uint64]:
     """Words of a YAML list; YAML reads an unquoted on, off, yes or no as true or false, which must not pass unseen."""
     if not isinstance(words, list) or not words:
         raise UserError(f"{source}: {key} must be a list of words, it is {words!r}.")
     for word in words:
         if not isinstance(word, str):
-            raise UserError(f"{source}: {key} holds {word!r}, which is no word; put quotes around it ('on', 'no', '1').")
-    return frozenset(word.casefold() for word in words)
+            raise UserError(
+                f"{source}: {key} holds {word!r}, which is no word; put quotes around it ('on', 'no', '1')."
+            )
+    try:
+        return hash_set(map(word_hash, words))
+    except ValueError as error:
+        raise UserError(f"{source}: {key} must hold single words; {error}.") from None
+
+
+@cache
+def _unsafe_hashes() -> NDArray[np.uint64]:
+    raw = resources.files("megatron_native.corpus").joinpath("lexicons/unsafe.yaml").read_text(encoding="utf-8")
+    return _word_hashes(yaml.safe_load(raw)["words"], "words", "lexicons/unsafe.yaml")
 
 
 class QualityFilters:
-    """The filters of one language with their thresholds, in the order of the registry."""
+    """The filters of one language with their thresholds, in the order of the registry.
+
+    `lexicons` are the words to count when a text is measured for these filters.
+    """
 
     def __init__(self, thresholds: Mapping[str, Any], source: str) -> None:
-        known = {key for key, (_, more) in _FILTERS.items() for key in (key, *more)}
         if not isinstance(thresholds, Mapping):
             raise UserError(f"{source}: {thresholds!r} where thresholds ('min_words: 25', …) belong.")
-        unknown = sorted(set(map(str, thresholds)) - known)
+        unknown = sorted(set(map(str, thresholds)) - {*_FILTERS, _STOP_WORDS})
         if unknown:
-            raise UserError(f"{source}: unknown filters {unknown}; known are {sorted(known)}.")
+            raise UserError(f"{source}: unknown filters {unknown}; known are {sorted({*_FILTERS, _STOP_WORDS})}.")
+        none = NO_LEXICONS.stop
+        stop = (
+            _word_hashes(thresholds.get(_STOP_WORDS), _STOP_WORDS, source) if "min_stop_words" in thresholds else none
+        )
+        self.lexicons = Lexicons(stop, _unsafe_hashes() if "max_unsafe_words" in thresholds else none)
         self._steps: list[tuple[Filter, Any]] = []
-        for key, (function, companions) in _FILTERS.items():
+        for key, function in _FILTERS.items():
             if key not in thresholds:
                 continue
-            setting = thresholds[key]
-            if companions:
-                setting = (setting, *(_word_set(thresholds.get(name), name, source) for name in companions))
             try:
-                function(_SAMPLE, setting)
+                function(_SAMPLE, thresholds[key])
             except (TypeError, ValueError, LookupError, AttributeError):
-                raise UserError(f"{source}: {key} can't be {thresholds[key]!r}; see presets/msa.yaml for its form.") from None
-            self._steps.append((function, setting))
+                raise UserError(
+                    f"{source}: {key} can't be {thresholds[key]!r}; see presets/msa.yaml for its form."
+                ) from None
+            self._steps.append((function, thresholds[key]))
 
-    def refuse(self, text: str) -> str | None:
-        """The first filter's reason to refuse the text, or None to keep it."""
-        statistics = Statistics(text)
+    def refuse(self, statistics: Statistics) -> str | None:
+        """The first filter's reason to refuse a text of these statistics, or None to keep it."""
         for function, setting in self._steps:
             reason = function(statistics, setting)
             if reason is not None:
                 return reason
         return None
 
+    def refuse_text(self, text: str) -> str | None:
+        """`refuse` of a text that is not measured yet."""
+        return self.refuse(measure_text(text, self.lexicons))
+
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
-    """A preset by name (`msa`, `none`) or from a YAML file: `{"languages": {language: thresholds}}`.
+    """A preset by name (`msa`, `dialect`, `classical`, `none`) or from a YAML file: `{"languages": {language: thresholds}}`.
 
     Raises:
         UserError: there is no such preset or file, or it has no languages.

@@ -144,6 +144,7 @@ def fold_words(codes: Any, starts: Any, flat: Any, hashes: Any, begins: Any, end
     count, inside = 0, False
     state = _HASH_SEED
     begin = end = 0
+    led = -1  # where dropped characters began that stand right before a word
     capacity = len(hashes)
     for place in range(len(codes)):
         code = codes[place]
@@ -151,7 +152,7 @@ def fold_words(codes: Any, starts: Any, flat: Any, hashes: Any, begins: Any, end
             start, stop = starts[code], starts[code + 1]
         elif code <= _LAST_IDEOGRAPH:
             if not inside:
-                inside, begin, state = True, place, _HASH_SEED
+                inside, begin, state = True, led if led >= 0 else place, _HASH_SEED
             state = (state ^ np.uint64(code)) * _HASH_PRIME
             end = place + 1
             continue
@@ -160,8 +161,11 @@ def fold_words(codes: Any, starts: Any, flat: Any, hashes: Any, begins: Any, end
         if start == stop and start >= 0:  # dropped: a mark belongs to the word it stands on
             if inside:
                 end = place + 1
+            elif led < 0:
+                led = place
             continue
         if start < 0:
+            led = -1
             if inside:
                 if count == capacity:
                     return -1
@@ -172,6 +176,7 @@ def fold_words(codes: Any, starts: Any, flat: Any, hashes: Any, begins: Any, end
         for index in range(start, stop):
             folded = flat[index]
             if folded == _SPACE:
+                led = -1
                 if inside:
                     if count == capacity:
                         return -1
@@ -180,7 +185,7 @@ def fold_words(codes: Any, starts: Any, flat: Any, hashes: Any, begins: Any, end
                     inside = False
                 continue
             if not inside:
-                inside, begin, state = True, place, _HASH_SEED
+                inside, begin, state = True, led if led >= 0 else place, _HASH_SEED
             state = (state ^ np.uint64(folded)) * _HASH_PRIME
             end = place + 1
     if inside:

@@ -11,8 +11,15 @@ from functools import cache
 from html import unescape
 from html.entities import html5
 from importlib import resources
+from typing import Any, NamedTuple
 
+import numba
+import numpy as np
 import yaml
+from numpy.typing import NDArray
+
+from megatron_native.corpus.folding import WordFolder, word_hash
+from megatron_native.corpus.scripture import holds_placeholder
 
 _ELEMENTS = (
     "a|abbr|address|article|aside|audio|b|blockquote|body|br|button|caption|center|cite|code|col|dd|del|details|div|dl|"
@@ -63,21 +70,68 @@ def _decoded(entity: re.Match[str]) -> str:
     return unescape(written) if written[1] == "#" else html5.get(written[1:], written)
 
 
+class _Boilerplate(NamedTuple):
+    pattern: re.Pattern[str]
+    max_words: int
+    triggers: NDArray[np.uint64]
+    """Sorted hashes of words of which every line that a pattern matches has at least one."""
+
+
 @cache
-def _boilerplate() -> tuple[re.Pattern[str], int]:
+def _boilerplate() -> _Boilerplate:
     raw = resources.files("megatron_native.corpus").joinpath("presets/boilerplate.yaml").read_text(encoding="utf-8")
     rules = yaml.safe_load(raw)
     patterns = [pattern for group in rules["lines"].values() for pattern in group]
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE), int(rules["max_line_words"])
+    triggers = np.array(sorted({word_hash(word) for word in rules["triggers"]}), dtype=np.uint64)
+    pattern = re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+    return _Boilerplate(pattern, int(rules["max_line_words"]), triggers)
 
 
-def remove_boilerplate_lines(text: str) -> tuple[str, int]:
-    """The text without lines that are notices, advertisements or navigation; and how many there were."""
-    pattern, max_words = _boilerplate()
-    kept, removed = [], 0
-    for line in text.split("\n"):
-        if line and len(line.split()) <= max_words and pattern.search(line):
-            removed += 1
-        else:
-            kept.append(line)
-    return "\n".join(kept) if removed else text, removed
+def remove_boilerplate_lines(text: str, folder: WordFolder | None = None) -> tuple[str, int]:
+    """The text without lines that are notices, advertisements or navigation; and how many there were.
+
+    Lines that hold none of the trigger words of `presets/boilerplate.yaml` are not looked at.
+    """
+    rules = _boilerplate()
+    words = (folder or WordFolder()).words(text)
+    triggered = words.begins[_among(words.hashes, rules.triggers)]
+    if not len(triggered):
+        return text, 0
+    taken: list[tuple[int, int]] = []
+    end = -1
+    for place in triggered.tolist():
+        if place < end:
+            continue
+        begin = text.rfind("\n", 0, place) + 1
+        end = text.find("\n", place)
+        end = len(text) if end < 0 else end
+        line = text[begin:end]
+        if not holds_placeholder(line) and len(line.split()) <= rules.max_words and rules.pattern.search(line):
+            taken.append((begin, end))
+    if not taken:
+        return text, 0
+    kept, last = [], 0
+    for begin, end in taken:
+        kept.append(text[last : max(last, begin - 1)])
+        last = end
+    return "".join([*kept, text[last:]]), len(taken)
+
+
+@numba.njit(cache=True, nogil=True)
+def _among(hashes: Any, wanted: Any) -> Any:
+    """Places of the hashes that are in the sorted array `wanted`."""
+    found = np.empty(len(hashes), dtype=np.int64)
+    count = 0
+    for place in range(len(hashes)):
+        value = hashes[place]
+        low, high = 0, len(wanted)
+        while low < high:
+            middle = (low + high) >> 1
+            if wanted[middle] < value:
+                low = middle + 1
+            else:
+                high = middle
+        if low < len(wanted) and wanted[low] == value:
+            found[count] = place
+            count += 1
+    return found[:count]

@@ -1,23 +1,31 @@
-"""MinHash signatures and their bands: near copies of documents, found without comparing every pair.
+"""MinHash signatures of Arabic text: near copies of documents, found without comparing every pair.
 
-A signature estimates the Jaccard similarity of two documents' shingles (word n-grams of the matching view): the share
-of equal positions. Documents that agree in a whole band become candidates, and candidates are verified on the whole
-signature. With b bands of r rows a pair of similarity s becomes a candidate with probability 1 − (1 − sʳ)ᵇ (Leskovec,
-Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4).
+A document is the set of its shingles: runs of words of the matching view, so that two spellings of a text are one set.
+For every permutation the smallest value over the set is kept; the share of equal minima estimates the Jaccard similarity
+(Broder, 1997). Documents that agree in a whole band of minima are candidates, and a candidate is verified on its sketch,
+the lowest byte of every minimum (b-bit minwise hashing, Li and König, 2010). With b bands of r rows a pair of similarity
+s becomes a candidate with probability 1 − (1 − sʳ)ᵇ (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", 3.4).
+
+Reading, folding, shingling and the minima are one compiled loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from megatron_native.corpus.folding import WordFolder, mix
 from megatron_native.errors import UserError
 
 _SEED = 0x6D6E
+_NO_WORDS = b"\0"
+"""Stands before the digested text of a document that folds to no word, so that signs alone never equal words."""
+SKETCH_VALUES = 256
 
 
 @dataclass(frozen=True)
@@ -47,79 +55,89 @@ class MinHashSettings:
         """Probability that a pair of this similarity is looked at."""
         return 1 - (1 - similarity**self.rows) ** self.bands
 
+    def s_curve(self) -> list[tuple[float, float]]:
+        """(similarity, probability of becoming a candidate) from 0.5 to 1."""
+        return [(step / 20, self.candidate_probability(step / 20)) for step in range(10, 21)]
 
-class MinHasher:
-    """Signatures under fixed settings; equal everywhere, since the hash functions are seeded."""
+
+class Signed(NamedTuple):
+    """The signature of a document.
+
+    Attributes:
+        digest: xxh3_128 of the matching view (its words' hashes); of a text without words, of the text itself.
+        bands: uint64 [bands], equal where a whole band of minima is.
+        sketch: uint8 [permutations].
+        words: words of the matching view.
+        empty: whether the text has nothing but white space.
+    """
+
+    digest: bytes
+    bands: NDArray[np.uint64]
+    sketch: NDArray[np.uint8]
+    words: int
+    empty: bool
+
+
+class Signer:
+    """Signs texts under fixed settings; equal everywhere, since the permutations are seeded."""
 
     def __init__(self, settings: MinHashSettings) -> None:
         self.settings = settings
         generator = np.random.default_rng(_SEED)
-        # Multiply-shift hashing (Dietzfelbinger et al., 1997): odd multipliers, the product's upper half.
-        self._multipliers = generator.integers(0, 1 << 63, settings.permutations, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        self._offsets = generator.integers(0, 1 << 63, settings.permutations, dtype=np.uint64)
+        size = settings.permutations
+        self._first = generator.integers(0, 1 << 31, size, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+        self._second = generator.integers(0, 1 << 31, size, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+        self._folder = WordFolder()
 
-    def shingles(self, folded: str) -> NDArray[np.uint64]:
-        """Hashes of the distinct shingles of a text in the matching view; a shorter text is one shingle as a whole."""
-        words = folded.split()
-        size = self.settings.shingle_words
-        if len(words) <= size:
-            return np.array([xxhash.xxh3_64_intdigest(folded.encode())], dtype=np.uint64)
-        joined = (" ".join(words[start : start + size]) for start in range(len(words) - size + 1))
-        return np.unique(np.fromiter((xxhash.xxh3_64_intdigest(shingle.encode()) for shingle in joined), dtype=np.uint64))
+    def sign(self, text: str) -> Signed:
+        """The signature of a text."""
+        hashes = self._folder.words(text).hashes
+        words = len(hashes)
+        if words:
+            digest = xxhash.xxh3_128_digest(hashes.tobytes())
+        else:  # signs alone: two such texts are compared by the signs
+            digest = xxhash.xxh3_128_digest(_NO_WORDS + text.strip().encode())
+            hashes = np.frombuffer(digest[:8], dtype=np.uint64)
+        minima = self.minima(hashes)
+        bands, sketch = _bands_and_sketch(minima, self.settings.bands, self.settings.rows)
+        return Signed(digest, bands, sketch, words, not text or text.isspace())
 
-    def signature(self, folded: str) -> NDArray[np.uint32]:
-        """uint32 [permutations] of a text in the matching view."""
-        shingles = self.shingles(folded)
-        result = np.full(self.settings.permutations, np.iinfo(np.uint32).max, dtype=np.uint32)
-        for start in range(0, len(shingles), 2048):
-            block = shingles[start : start + 2048]
-            hashes = (block[:, None] * self._multipliers + self._offsets) >> np.uint64(32)
-            np.minimum(result, hashes.min(axis=0).astype(np.uint32), out=result)
-        return result
-
-
-def near_copies(
-    signatures: NDArray[np.uint32], settings: MinHashSettings
-) -> Iterator[tuple[int, int, float]]:
-    """Pairs (i, j, estimated similarity), i < j, at or above the threshold; [documents, permutations] in.
-
-    In a band's bucket every document is compared with the bucket's first and with the one before it, so that a large
-    bucket costs no more than its size; chains join through the components.
-    """
-    seen: set[tuple[int, int]] = set()
-    for band in range(settings.bands):
-        rows = np.ascontiguousarray(signatures[:, band * settings.rows : (band + 1) * settings.rows])
-        keys = rows.view([("", rows.dtype)] * settings.rows).ravel()
-        order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
-        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(keys) else np.array([], int)
-        for start, stop in zip(starts, [*starts[1:], len(keys)]):
-            bucket = order[start:stop]
-            for place in range(1, len(bucket)):
-                for other in {int(bucket[0]), int(bucket[place - 1])}:
-                    pair = (other, int(bucket[place]))
-                    if pair in seen:
-                        continue
-                    seen.add(pair)
-                    similarity = float((signatures[pair[0]] == signatures[pair[1]]).mean())
-                    if similarity >= settings.threshold:
-                        yield (*pair, similarity)
+    def minima(self, hashes: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        """uint32 [permutations] over the shingles of words with these hashes; fewer words than a shingle are one."""
+        minima = np.full(self.settings.permutations, np.iinfo(np.uint32).max, dtype=np.uint32)
+        _take_minima(hashes, min(self.settings.shingle_words, max(1, len(hashes))), self._first, self._second, minima)
+        return minima
 
 
-class Components:
-    """Union–find over document numbers."""
+def similarity_of_sketches(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """The estimate of the Jaccard similarity: equal bytes, less those that are equal by chance."""
+    chance = 1 / SKETCH_VALUES
+    return max(0.0, (float((one == other).mean()) - chance) / (1 - chance))
 
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
 
-    def find(self, item: int) -> int:
-        """The representative of an item's component: its smallest number."""
-        while self._parent[item] != item:
-            self._parent[item] = self._parent[self._parent[item]]
-            item = self._parent[item]
-        return item
+@numba.njit(cache=True, nogil=True)
+def _take_minima(hashes: Any, size: int, first: Any, second: Any, minima: Any) -> None:
+    """Lower `minima` to those of all shingles of `size` words; a permutation is two multiplications of a 64-bit hash."""
+    for start in range(len(hashes) - size + 1):
+        shingle = hashes[start]
+        for place in range(start + 1, start + size):
+            shingle = mix(shingle * np.uint64(0x9E3779B97F4A7C15) + hashes[place])
+        low, high = np.uint32(shingle & np.uint64(0xFFFFFFFF)), np.uint32(shingle >> np.uint64(32))
+        for index in range(len(minima)):
+            value = np.uint32(first[index] * low + second[index] * high)
+            if value < minima[index]:
+                minima[index] = value
 
-    def join(self, first: int, second: int) -> None:
-        """Put two items into one component."""
-        low, high = sorted((self.find(first), self.find(second)))
-        self._parent[high] = low
+
+@numba.njit(cache=True, nogil=True)
+def _bands_and_sketch(minima: Any, bands: int, rows: int) -> Any:
+    keys = np.empty(bands, dtype=np.uint64)
+    sketch = np.empty(len(minima), dtype=np.uint8)
+    for band in range(bands):
+        state = np.uint64(band + 1)
+        for row in range(rows):
+            state = mix(state * np.uint64(0x9E3779B97F4A7C15) + np.uint64(minima[band * rows + row]))
+        keys[band] = state
+    for index in range(len(minima)):
+        sketch[index] = mix(np.uint64(minima[index])) & np.uint64(0xFF)
+    return keys, sketch

@@ -1,32 +1,32 @@
-"""A stage over shards: outputs written beside and renamed, finished parts kept, the account balanced at the end.
+"""A stage over documents: parts done by tasks, outputs written beside and renamed, the account balanced at the end.
 
 A stage folder holds `part-00000.jsonl.zst …` (in sub-folders where the stage splits them), `_quarantine/` with the
-refused records, and `manifest.json`. While the stage works, `_progress/` holds what every finished part counted, so
-that a killed run goes on where it was; it is removed when the manifest is written.
+refused records, and `manifest.json`. While the stage works, `_progress/` holds what every finished part left, so that a
+killed run goes on where it was; it is removed when the manifest is written.
+
+Tasks may run in local processes, on Ray, or as a Slurm job array: then every run of the array does its share, the one
+that finishes a phase last goes on with what can't be shared, and all give the same bytes.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
-import os
 import shutil
-import threading
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
-import msgspec
-
+from megatron_native.corpus.account import Account
+from megatron_native.engine.tasks import Engine, OnRead, Share, make_engine
 from megatron_native.errors import UserError
 from megatron_native.manifest import (
     already_done,
     build_manifest,
-    file_entry,
+    file_digest,
     parameter_differences,
     parameters_hash,
     write_json,
@@ -36,154 +36,220 @@ from megatron_native.progress import progress
 MANIFEST = "manifest.json"
 QUARANTINE = "_quarantine"
 PROGRESS = "_progress"
+_NOT_OUR_FAULT = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO,
+}  # fmt: skip
+"""What the operating system says when a disk is full or a place can't be written."""
 
 
-@dataclass
-class Account:
-    """What became of the records of a part; `read` = `kept` + all `dropped` + all `quarantined`."""
+@dataclass(frozen=True)
+class Execution:
+    """How a stage runs; nothing of it changes the output.
 
-    read: int = 0
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    quarantined: Counter[str] = field(default_factory=Counter)
-    kept_by_language: Counter[str] = field(default_factory=Counter)
-    edits: Counter[str] = field(default_factory=Counter)
-    """What was done to kept documents, such as lines taken out."""
-    bytes_read: int = 0
-    bytes_kept: int = 0
-    """UTF-8 bytes of text."""
+    Attributes:
+        workers: processes of the local engine.
+        engine: `local` or `ray`.
+        address: of the Ray cluster.
+        share: which part of the work this run does.
+    """
 
-    def add(self, other: Account) -> None:
-        """Add another part's account to this one."""
-        for name in ("read", "kept", "bytes_read", "bytes_kept"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("dropped", "quarantined", "kept_by_language", "edits"):
-            getattr(self, name).update(getattr(other, name))
+    workers: int = 1
+    engine: str = "local"
+    address: str | None = None
+    share: Share = field(default_factory=Share)
 
-    def as_counts(self) -> dict[str, Any]:
-        """For a manifest: plain dictionaries, reasons by falling count."""
-        return {
-            name: dict(value.most_common()) if isinstance(value, Counter) else value for name, value in vars(self).items()
-        }
-
-    @classmethod
-    def of(cls, counts: Mapping[str, Any]) -> Account:
-        """An account from `as_counts`."""
-        values: dict[str, Any] = {
-            name: Counter(value) if isinstance(value, dict) else value for name, value in counts.items()
-        }
-        return cls(**values)
-
-
-class ShardWriter:
-    """A zstd-compressed JSONL file, made when the first record comes, written beside and renamed on a clean exit."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.records = path, 0
-        self._partial = path.with_name(path.name + ".partial")
-        self._file: Any = None
-        self._stream: Any = None
-
-    def write(self, record: Any) -> None:
-        """Append one record as a JSON line."""
-        if self._stream is None:
-            import zstandard
-
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._partial, "wb")  # noqa: SIM115 (closed on exit)
-            self._stream = zstandard.ZstdCompressor(level=3).stream_writer(self._file, closefd=False)
-        self._stream.write(msgspec.json.encode(record) + b"\n")
-        self.records += 1
-
-    def __enter__(self) -> ShardWriter:
-        self.path.unlink(missing_ok=True)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
-        if self._stream is None:
-            return
-        self._stream.close()
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
+    def make_engine(self) -> Engine:
+        """The engine, started."""
+        return make_engine(self.engine, self.workers, self.address)
 
 
 @dataclass(frozen=True)
 class PartResult:
-    """What one part left: its account and its files with their records."""
+    """What one part left: its account and its files."""
 
     account: Account
-    outputs: list[tuple[str, int]]
-    """Path relative to the stage folder, records."""
+    outputs: list[list[Any]]
+    """[path relative to the stage folder, records, bytes, xxh3_128] each."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a progress file."""
+        return {"account": self.account.as_counts(), "outputs": self.outputs}
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage."""
+    """A stage: finished, or (of a job array) with parts that other tasks have still to do."""
 
     output: Path
     manifest: dict[str, Any]
+    """Empty as long as parts are missing."""
     skipped: bool
     """True when the very same stage had been done before."""
+    missing: str = ""
+    """What other tasks have still to do; empty when the stage is finished."""
+
+
+class OthersAtWorkError(Exception):
+    """This run has done its share of a job array; the message says what is missing."""
+
+
+class StageRun:
+    """A stage folder that is being worked in; made by `working_in`."""
+
+    def __init__(
+        self,
+        name: str,
+        output: Path,
+        parameters: dict[str, Any],
+        entries: list[dict[str, Any]],
+        engine: Engine,
+        share: Share,
+    ) -> None:
+        self.name, self.output, self.parameters, self.entries = name, output, parameters, entries
+        self.engine, self.share = engine, share
+
+    def do(
+        self,
+        phase: str,
+        tasks: Sequence[Any],
+        work: Callable[[Any, OnRead], Any],
+        sizes: Sequence[int] | None = None,
+        unit: str = "B",
+    ) -> list[Any]:
+        """The results of all tasks of a phase, in order; those that are finished are not done again.
+
+        `work(task, on_read)` gives what `json` can hold. Raises `OthersAtWorkError` when tasks of other runs are missing.
+        """
+        folder = self.output / PROGRESS / phase
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = sizes or [1] * len(tasks)
+        places = [folder / f"{number:05d}.json" for number in range(len(tasks))]
+        finished = {path.name for path in folder.iterdir()}
+        waiting = [n for n, place in enumerate(places) if place.name not in finished and self.share.has(n)]
+        label = self.name if phase == "parts" else f"{self.name}: {phase}"
+        with progress(label, total=sum(sizes), unit=unit) as bar:
+            bar.advance(sum(size for number, size in enumerate(sizes) if places[number].name in finished))
+            for place, result in self.engine.run(work, [tasks[number] for number in waiting], bar):
+                if unit != "B":
+                    bar.advance(1)
+                write_json(places[waiting[place]], result)
+        left = sum(1 for place in places if not place.exists())
+        if left:
+            raise OthersAtWorkError(
+                f"{left} of {len(tasks)} tasks of '{phase}' are left to other runs of the job array"
+            )
+        return [json.loads(place.read_text(encoding="utf-8")) for place in places]
+
+    @contextmanager
+    def alone(self, phase: str) -> Iterator[Path]:
+        """The folder of a phase that one run of a job array does for all: the first to come here, the others leave."""
+        folder = self.output / PROGRESS / phase
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "w") as lock:
+            if not _lock(lock, exclusive=True):
+                raise OthersAtWorkError(f"another run of the job array does '{phase}'")
+            yield folder
+
+    def finish(self, parts: Sequence[Mapping[str, Any]], packages: Sequence[str], **extra: Any) -> dict[str, Any]:
+        """Write the manifest over all parts' results and take the progress away."""
+        account, outputs = Account(), []
+        for part in parts:
+            account.add(Account.of(part["account"]))
+            outputs += [
+                {"path": path, "bytes": size, "xxh3_128": digest, "records": records}
+                for path, records, size, digest in part["outputs"]
+            ]
+        counts = account.as_counts()
+        by_source: dict[str, int] = counts.pop("read_by_source")
+        for entry in self.entries:
+            names = (name for name in by_source if name == entry["source"] or name.startswith(entry["source"] + "!"))
+            entry["records"] = (
+                sum(by_source[name] for name in names) if len(by_source) < 1000 else by_source.get(entry["source"], 0)
+            )
+        manifest = build_manifest(
+            self.name,
+            self.parameters,
+            self.entries,
+            outputs,
+            counts,
+            packages,
+            lineage=_lineage(self.output, self.entries),
+            **extra,
+        )
+        write_json(self.output / MANIFEST, manifest)
+        shutil.rmtree(self.output / PROGRESS)
+        return manifest
 
 
 def run_stage(
     name: str,
-    inputs: Sequence[Path],
+    files: Sequence[Path],
+    root: Path,
     output: Path,
     parameters: Mapping[str, Any],
-    work: Callable[[int, Path, Path], PartResult],
-    workers: int,
-    packages: Sequence[str],
-    extra: Callable[[], Mapping[str, Any]] = dict,
+    execution: Execution,
+    work: Callable[[StageRun], dict[str, Any]],
 ) -> StageResult:
-    """Do `work(part number, input file, stage folder)` for every input and write the manifest.
-
-    `work` must be picklable when `workers` is above 1. Finished parts of a killed run are not done again.
+    """Do a stage over `files` into the folder `output`, unless it is done: `work` does its phases and finishes it.
 
     Raises:
-        UserError: `output` holds something else, or the same stage with other parameters or inputs.
+        UserError: `output` holds something else, or the same stage with other parameters or inputs, or can't be written,
+            or another run works in it.
     """
-    parameters = json.loads(json.dumps(dict(parameters)))  # as the manifest will have them
-    # Names decide ids, so inputs are described from the working directory, as the user gave them.
-    entries = [file_entry(path, Path.cwd()) for path in inputs]
-    if already_done(output / MANIFEST, name, parameters, entries):
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        _check_outputs(output, manifest)
-        shutil.rmtree(output / PROGRESS, ignore_errors=True)  # killed after its very last step
-        return StageResult(output, manifest, skipped=True)
-    _claim(name, output, parameters, entries)
-    total = sum(entry["bytes"] for entry in entries)
-    results: dict[int, PartResult] = {}
-    with progress(name, total=total, unit="B") as bar:
-        waiting = []
-        for number, path in enumerate(inputs):
-            done = _finished_part(output, number)
-            if done is None:
-                waiting.append((number, path))
-            else:
-                results[number] = done
-                bar.advance(entries[number]["bytes"])
-        for number, result in _work_through(waiting, output, work, workers):
-            results[number] = result
-            write_json(
-                output / PROGRESS / f"part-{number:05d}.json",
-                {"account": result.account.as_counts(), "outputs": result.outputs},
-            )
-            bar.advance(entries[number]["bytes"])
-    account = Account()
-    outputs = []
-    for number in sorted(results):
-        account.add(results[number].account)
-        outputs += [file_entry(output / path, output, records) for path, records in results[number].outputs]
-    manifest = build_manifest(
-        name, parameters, entries, outputs, account.as_counts(), packages, lineage=_lineage(inputs), **extra()
-    )
-    write_json(output / MANIFEST, manifest)
-    shutil.rmtree(output / PROGRESS)
-    return StageResult(output, manifest, skipped=False)
+    output = output.absolute()
+    try:
+        engine = execution.make_engine()
+        settings: dict[str, Any] = json.loads(json.dumps(dict(parameters)))  # as the manifest will have them
+        entries = _input_entries(name, files, root, output, engine)
+        if already_done(output / MANIFEST, name, settings, entries):
+            manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+            _check_outputs(output, manifest)
+            shutil.rmtree(output / PROGRESS, ignore_errors=True)  # killed after its very last step
+            return StageResult(output, manifest, skipped=True)
+        with _claimed(name, output, settings, entries, execution.share):
+            try:
+                manifest = work(StageRun(name, output, settings, entries, engine, execution.share))
+            except OthersAtWorkError as error:
+                return StageResult(output, {}, skipped=False, missing=str(error))
+        return StageResult(output, manifest, skipped=False)
+    except OSError as error:
+        if error.errno not in _NOT_OUR_FAULT:
+            raise
+        raise UserError(
+            f"{name}: {error.filename or output}: {error.strerror}. Finished parts are kept: make room or choose another "
+            "output, then run the same command again."
+        ) from error
+
+
+def _input_entries(name: str, files: Sequence[Path], root: Path, output: Path, engine: Engine) -> list[dict[str, Any]]:
+    """What the manifest says of every input: its place seen from the output, bytes, xxh3_128."""
+    paths = [str(file.absolute()) for file in files]
+    digests: dict[int, str] = {}
+    with progress(f"{name}: checksums of the inputs", sum(file.stat().st_size for file in files), "B") as bar:
+        for place, digest in engine.run(_digest, paths, bar):
+            digests[place] = digest
+    return [
+        {
+            "path": _seen_from(output, file), "source": (file.parent.resolve() / file.name).relative_to(root).as_posix(),
+            "bytes": file.stat().st_size, "xxh3_128": digests[place],
+        }
+        for place, file in enumerate(files)
+    ]  # fmt: skip
+
+
+def _seen_from(folder: Path, file: Path) -> str:
+    import os
+
+    return os.path.relpath(file.absolute(), folder)
+
+
+def _digest(path: str, on_read: OnRead) -> str:
+    try:
+        digest = file_digest(Path(path))
+    except FileNotFoundError:
+        raise UserError(f"{path} has vanished since the inputs were listed; run the command again.") from None
+    on_read(Path(path).stat().st_size)
+    return digest
 
 
 def _check_outputs(output: Path, manifest: Mapping[str, Any]) -> None:
@@ -198,12 +264,15 @@ def _check_outputs(output: Path, manifest: Mapping[str, Any]) -> None:
             )
 
 
-def _claim(name: str, output: Path, parameters: Mapping[str, Any], entries: list[dict[str, Any]]) -> None:
-    """Make the output folder this stage's: empty, or begun by the very same stage."""
+@contextmanager
+def _claimed(
+    name: str, output: Path, parameters: Mapping[str, Any], entries: list[dict[str, Any]], share: Share
+) -> Iterator[None]:
+    """Make the output folder this stage's: empty, or begun by the very same stage; and keep other runs out of it."""
     identity: dict[str, Any] = {
         "stage": name,
         "parameters": dict(parameters),
-        "inputs": parameters_hash({"files": [[entry["path"], entry["xxh3_128"]] for entry in entries]}),
+        "inputs": parameters_hash({"files": [[entry["source"], entry["xxh3_128"]] for entry in entries]}),
     }
     marker = output / PROGRESS / "stage.json"
     if marker.exists():
@@ -214,69 +283,38 @@ def _claim(name: str, output: Path, parameters: Mapping[str, Any], entries: list
                 f"{output} holds an unfinished {begun['stage']} with other settings ({'; '.join(differing)}): finish that "
                 "one, choose another output, or delete the folder."
             )
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is not empty and is no {name} stage: choose another output folder.")
-    write_json(marker, identity)
-
-
-def _finished_part(output: Path, number: int) -> PartResult | None:
-    path = output / PROGRESS / f"part-{number:05d}.json"
-    if not path.exists():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return PartResult(Account.of(record["account"]), [(name, records) for name, records in record["outputs"]])
-
-
-def _work_through(
-    waiting: list[tuple[int, Path]], output: Path, work: Callable[[int, Path, Path], PartResult], workers: int
-) -> Any:
-    if workers <= 1 or len(waiting) <= 1:
-        for number, path in waiting:
-            yield number, work(number, path, output)
-        return
-    with ProcessPoolExecutor(min(workers, len(waiting)), get_context("spawn"), _end_with_parent) as pool:
-        futures = {pool.submit(work, number, path, output): number for number, path in waiting}
+    else:
+        if output.exists() and (not output.is_dir() or any(path.name != PROGRESS for path in output.iterdir())):
+            raise UserError(f"{output} is not empty and is no {name} stage: choose another output folder.")
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            write_json(marker, identity)
+        except OSError as error:
+            raise UserError(
+                f"the output folder {output} can't be made: {error.strerror or error}; choose another."
+            ) from error
+    with open(output / PROGRESS / "lock", "w") as lock:
+        if not _lock(lock, exclusive=share.whole):
+            raise UserError(f"another run is writing {output}; wait for it, or stop it.")
+        yield
 
 
-def _end_with_parent() -> None:
-    """Have a worker process end when the main one is killed, lest it writes into the parts of the next run."""
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _lock(file: IO[str], exclusive: bool) -> bool:
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
-def _lineage(inputs: Sequence[Path]) -> list[dict[str, str]]:
+def _lineage(output: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Hashes of the manifests that stand beside or above the inputs: the stages before this one."""
-    from megatron_native.manifest import file_digest
-
     found: dict[Path, None] = {}
-    for path in inputs:
-        for folder in list(path.resolve().parents)[:3]:
+    for entry in entries:
+        for folder in list((output / entry["path"]).resolve().parents)[:3]:
             if (folder / MANIFEST).is_file():
                 found.setdefault(folder / MANIFEST)
                 break
     return [{"manifest": path.parent.name + "/" + path.name, "xxh3_128": file_digest(path)} for path in found]
-
-
-def common_root(inputs: Sequence[Path]) -> Path:
-    """The folder that all inputs lie in; their places below it are kept in the output."""
-    parents = [path.parent.resolve() for path in inputs]
-    root = parents[0]
-    while not all(parent.is_relative_to(root) for parent in parents):
-        root = root.parent
-    return root
 
 
 def settings_of(settings: Any) -> dict[str, Any]:

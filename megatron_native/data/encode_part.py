@@ -1,6 +1,6 @@
-"""One input file tokenized into one part: what a worker process of the tokenize stage does.
+"""One part of the inputs tokenized into one part of the dataset: what a task of the tokenize stage does.
 
-In goes a shard of documents; out come `PART.bin/.idx`, the documents' ids, the refused records and, last of all,
+In go the records of a part; out come `PART.bin/.idx`, the documents' ids, the refused records and, last of all,
 `PART.json` with the account of every record: a part with an account is finished and is never made again.
 """
 
@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_native.data.indexed import IndexedWriter, token_dtype
 from megatron_native.data.tokenizers import Tokenizer, load_tokenizer
+from megatron_native.documents.parts import PART_BYTES, Part
+from megatron_native.documents.readers import read_part
+from megatron_native.documents.records import MAX_LINE_BYTES, Document, ReadSettings, Refusal, refusal
+from megatron_native.documents.writers import ShardWriter
+from megatron_native.engine.tasks import OnRead
 from megatron_native.manifest import write_json
 
-if TYPE_CHECKING:
-    from megatron_native.corpus.readers import Document, Refusal
-
-BATCH_BYTES = 1 << 20
+BATCH_CHARACTERS = 1 << 20
 """Text held at a time: a batch is encoded when it has this many characters or `BATCH_DOCUMENTS` documents."""
 BATCH_DOCUMENTS = 1000
 NOT_ENCODABLE = "not encodable"
@@ -35,7 +37,7 @@ EMPTY = "empty"
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """What the tokens of a dataset depend on, besides its inputs.
+    """What the tokens of a dataset depend on, besides its inputs; and the engine, on which they don't.
 
     Attributes:
         tokenizer_type: `HuggingFaceTokenizer` or `SentencePieceTokenizer`.
@@ -48,6 +50,10 @@ class TokenizeSettings:
         id_key: the key (or column) that holds the document's id.
         text_unit: what a document is in a plain-text file: `file`, `line` or `paragraph`.
         max_line_bytes: a longer line is refused without being held in memory.
+        split_sentences: write every sentence as a sequence of its own, with NLTK's Punkt for this language; "" for not.
+        keep_newlines: with `split_sentences`, line breaks stay at the ends of sentences.
+        part_bytes: text that one task takes.
+        engine: `auto`, `fastokens` or `tokenizers`.
     """
 
     tokenizer_type: str
@@ -58,19 +64,27 @@ class TokenizeSettings:
     json_key: str = "text"
     id_key: str = "id"
     text_unit: str = "file"
-    max_line_bytes: int = 64 << 20
+    max_line_bytes: int = MAX_LINE_BYTES
+    split_sentences: str = ""
+    keep_newlines: bool = False
+    part_bytes: int = PART_BYTES
+    engine: str = "auto"
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer; with `append_eod`, one whose separator is known."""
-        tokenizer = load_tokenizer(self.tokenizer_type, self.tokenizer_model, self.eod_token, self.bos)
+        tokenizer = load_tokenizer(self.tokenizer_type, self.tokenizer_model, self.eod_token, self.bos, self.engine)
         if self.append_eod:
             _ = tokenizer.eod_id
         return tokenizer
 
+    def reading(self) -> ReadSettings:
+        """What of a record is its text and its id."""
+        return ReadSettings(self.json_key, self.id_key, self.text_unit, self.max_line_bytes)
+
 
 @dataclass
 class PartAccount:
-    """What became of the records of one input file.
+    """What became of the records of one part.
 
     Attributes:
         read: records, good and bad.
@@ -83,6 +97,8 @@ class PartAccount:
         separators_from_text: separator ids that the text itself gave, which only a tokenizer that can't tell a
             spelling from the token produces; 0 otherwise.
         lowest_id, highest_id: the range of the ids, −1 where there are none.
+        read_by_source: input file → records.
+        documents_by_source: input file → documents of the dataset, empty ones included.
     """
 
     read: int = 0
@@ -95,13 +111,16 @@ class PartAccount:
     separators_from_text: int = 0
     lowest_id: int = -1
     highest_id: int = -1
+    read_by_source: Counter[str] = field(default_factory=Counter)
+    documents_by_source: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: PartAccount) -> None:
-        """Take in the account of another file."""
-        for name in ("read", "kept", "tokens", "text_bytes", "special_tokens_in_text", "separators_from_text"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.dropped.update(other.dropped)
-        self.quarantined.update(other.quarantined)
+        """Take in the account of another part."""
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+            elif not name.endswith("_id"):
+                setattr(self, name, getattr(self, name) + value)
         self.note_range(other.lowest_id, other.highest_id)
 
     def note_range(self, lowest: int, highest: int) -> None:
@@ -116,8 +135,9 @@ def read_account(part: Path) -> PartAccount | None:
     path = part_file(part, "json")
     if not path.exists():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return PartAccount(**{**values, "dropped": Counter(values["dropped"]), "quarantined": Counter(values["quarantined"])})
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    counted: dict[str, Any] = {key: Counter(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return PartAccount(**counted)
 
 
 def part_file(part: Path, suffix: str) -> Path:
@@ -125,120 +145,120 @@ def part_file(part: Path, suffix: str) -> Path:
     return part.with_name(f"{part.name}.{suffix}")
 
 
-def encode_part(
-    path: Path, part: Path, tokenizer: Tokenizer, settings: TokenizeSettings,
-    on_batch: Callable[[int], None] = lambda text_bytes: None,
-) -> PartAccount:
-    """Tokenize the file `path` into the part `part`; `on_batch(text bytes)` hears of the progress."""
-    from megatron_native.corpus.readers import read_documents
+@cache
+def _tokenizer_of_this_process(settings: TokenizeSettings) -> Tokenizer:
+    return settings.load_tokenizer()
 
+
+def encode_task(part: Part, on_read: OnRead, folder: Path, settings: TokenizeSettings) -> None:
+    """Tokenize a part into `folder`; the process keeps the tokenizer for its next part."""
+    encode_part(part, folder / f"{part.number:05d}", _tokenizer_of_this_process(settings), settings, on_read)
+
+
+def encode_part(
+    part: Part, target: Path, tokenizer: Tokenizer, settings: TokenizeSettings, on_read: OnRead = lambda size: None
+) -> PartAccount:
+    """Tokenize the records of a part into `target.bin`, `target.idx` and the files beside them."""
     account = PartAccount()
-    records = read_documents(
-        path, text_key=settings.json_key, id_key=settings.id_key,
-        max_line_bytes=settings.max_line_bytes, text_unit=settings.text_unit,
-    )
-    dtype = token_dtype(tokenizer.vocab_size)
     with (
-        IndexedWriter(part, dtype) as writer,
-        JsonLines(part_file(part, "ids.jsonl.zst")) as identifiers,
-        JsonLines(part_file(part, "quarantine.jsonl.zst")) as quarantine,
+        IndexedWriter(target, token_dtype(tokenizer.vocab_size)) as writer,
+        ShardWriter(part_file(target, "ids.jsonl.zst")) as identifiers,
+        ShardWriter(part_file(target, "quarantine.jsonl.zst")) as quarantine,
     ):
-        encoder = _DocumentEncoder(tokenizer, settings, account)
-        for batch in _batches(_without_refusals(records, quarantine, account)):
-            before = account.text_bytes
-            for document, ids in encoder.encode(batch, quarantine):
-                writer.add_document(ids)
-                identifiers.write(document.id)
-            on_batch(account.text_bytes - before)
-    write_json(part_file(part, "json"), vars(account))
+        encoder = _BatchEncoder(tokenizer, settings, account, writer, identifiers, quarantine)
+        for batch in _batches(_without_refusals(read_part(part, settings.reading(), on_read), quarantine, account)):
+            encoder.encode(batch)
+    write_json(part_file(target, "json"), vars(account))
     return account
 
 
-class _DocumentEncoder:
+class _BatchEncoder:
     """Documents to ids, with the begin and end tokens of the policy; keeps the account."""
 
-    def __init__(self, tokenizer: Tokenizer, settings: TokenizeSettings, account: PartAccount) -> None:
-        self._tokenizer = tokenizer
-        self._account = account
-        self._prefix = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], dtype=np.int32)
-        self._suffix = np.array([tokenizer.eod_id] if settings.append_eod else [], dtype=np.int32)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        settings: TokenizeSettings,
+        account: PartAccount,
+        writer: IndexedWriter,
+        identifiers: ShardWriter,
+        quarantine: ShardWriter,
+    ) -> None:
+        self._tokenizer, self._account = tokenizer, account
+        self._writer, self._identifiers, self._quarantine = writer, identifiers, quarantine
+        self._begin = tokenizer.bos_id
+        self._end = tokenizer.eod_id if settings.append_eod else None
+        self._splitter = None
+        if settings.split_sentences:
+            from megatron_native.data.sentences import SentenceSplitter
 
-    def encode(
-        self, batch: list[Document], quarantine: JsonLines
-    ) -> Iterator[tuple[Document, NDArray[np.int32]]]:
-        """Each document with all its ids; none, not even an end token, where its text gives none."""
-        account = self._account
-        for document, ids in self._encode_texts(batch, quarantine):
-            if len(ids) == 0:
-                account.dropped[EMPTY] += 1
-                yield document, ids
-                continue
-            if len(self._suffix):
-                account.separators_from_text += int(np.count_nonzero(ids == self._suffix[0]))
-            ids = np.concatenate([self._prefix, ids, self._suffix])
-            account.kept += 1
-            account.tokens += len(ids)
-            account.text_bytes += len(document.text.encode())
-            account.special_tokens_in_text += self._tokenizer.count_special_tokens(document.text)
-            account.note_range(int(ids.min()), int(ids.max()))
-            yield document, ids
+            self._splitter = SentenceSplitter(settings.split_sentences, settings.keep_newlines)
 
-    def _encode_texts(
-        self, batch: list[Document], quarantine: JsonLines
-    ) -> Iterable[tuple[Document, NDArray[np.int32]]]:
+    def encode(self, batch: list[Document]) -> None:
+        """Encode and write a batch; a text that the engine can't take is refused alone."""
+        units = [
+            [document.text] if self._splitter is None else self._splitter.split(document.text) for document in batch
+        ]
         try:
-            return list(zip(batch, self._tokenizer.encode_batch([document.text for document in batch])))
+            ids, bounds = self._tokenizer.encode_flat([text for texts in units for text in texts])
         except Exception as error:  # the engines raise types of their own for a text they can't take
             if len(batch) == 1:
                 self._account.quarantined[NOT_ENCODABLE] += 1
-                quarantine.write(_not_encodable(batch[0], error))
-                return []
-        return [pair for document in batch for pair in self._encode_texts([document], quarantine)]
-
-
-class JsonLines:
-    """A zstd-compressed JSONL file, written beside its place and renamed; made only once something is written."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(path.name + ".partial")
-        self._stream: Any = None
-        self._file: Any = None
-
-    def __enter__(self) -> JsonLines:
-        self._path.unlink(missing_ok=True)
-        return self
-
-    def write(self, value: Any) -> None:
-        """Append one value as a line."""
-        import msgspec
-        import zstandard
-
-        if self._stream is None:
-            self._file = open(self._temporary, "wb")  # noqa: SIM115 — closed on exit
-            self._stream = zstandard.ZstdCompressor(level=3).stream_writer(self._file, closefd=False)
-        self._stream.write(msgspec.json.encode(value) + b"\n")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._stream is None:
+                self._quarantine.write(_not_encodable(batch[0], error))
+                return
+            for document in batch:
+                self.encode([document])
             return
-        self._stream.close()
-        self._file.close()
-        if kind is None:
-            self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        self._write(batch, units, ids, bounds)
+
+    def _write(
+        self, batch: list[Document], units: list[list[str]], ids: NDArray[np.int32], bounds: NDArray[np.int64]
+    ) -> None:
+        """Put the begin and end tokens around each document's ids, and write all with one call."""
+        account = self._account
+        if len(ids):
+            account.note_range(int(ids.min()), int(ids.max()))
+            if self._end is not None:
+                account.separators_from_text += int(np.count_nonzero(ids == self._end))
+        added = [token for token in (self._begin, self._end) if token is not None]
+        account.note_range(min(added, default=-1), max(added, default=-1)) if len(ids) else None
+        out = np.empty(len(ids) + len(added) * len(batch), dtype=np.int32)
+        lengths: list[int] = []
+        sequences = []
+        place, unit, ends = 0, 0, bounds.tolist()
+        for document, texts in zip(batch, units):
+            first, last = ends[unit], ends[unit + len(texts)]
+            sizes = [size for size in (ends[n + 1] - ends[n] for n in range(unit, unit + len(texts))) if size]
+            unit += len(texts)
+            account.documents_by_source[document.source] += 1
+            self._identifiers.write(document.id)
+            if first == last:
+                account.dropped[EMPTY] += 1
+                sequences.append(0)
+                continue
+            if self._begin is not None:
+                out[place] = self._begin
+                place, sizes[0] = place + 1, sizes[0] + 1
+            out[place : place + last - first] = ids[first:last]
+            place += last - first
+            if self._end is not None:
+                out[place] = self._end
+                place, sizes[-1] = place + 1, sizes[-1] + 1
+            lengths += sizes
+            sequences.append(len(sizes))
+            account.kept += 1
+            account.text_bytes += len(document.text.encode())
+            account.special_tokens_in_text += self._tokenizer.count_special_tokens(document.text)
+        account.tokens += place
+        self._writer.add_documents(out[:place], lengths, sequences)
 
 
 def _without_refusals(
-    records: Iterable[Document | Refusal], quarantine: JsonLines, account: PartAccount
+    records: Iterable[Document | Refusal], quarantine: ShardWriter, account: PartAccount
 ) -> Iterator[Document]:
-    from megatron_native.corpus.readers import Refusal
-
     for record in records:
         account.read += 1
+        account.read_by_source[record.source] += 1
         if isinstance(record, Refusal):
             account.quarantined[record.reason] += 1
             quarantine.write(record)
@@ -246,11 +266,14 @@ def _without_refusals(
             yield record
 
 
-def _not_encodable(document: Document, error: Exception) -> Refusal:
-    from megatron_native.corpus.readers import Refusal
-
-    raw = document.text[:2000].encode("utf-8", "backslashreplace").decode()
-    return Refusal(document.source, document.offset, document.line, NOT_ENCODABLE, raw, str(error))
+def _not_encodable(document: Document, error: Exception) -> Any:
+    return refusal(
+        document.source,
+        document.offset,
+        NOT_ENCODABLE,
+        document.text[:2000].encode("utf-8", "backslashreplace"),
+        str(error),
+    )
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -259,7 +282,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     for document in documents:
         batch.append(document)
         characters += len(document.text)
-        if characters >= BATCH_BYTES or len(batch) >= BATCH_DOCUMENTS:
+        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
             yield batch
             batch, characters = [], 0
     if batch:

@@ -112,13 +112,15 @@ def _cut(
 
 
 def _read_texts(patterns: Sequence[str | Path], text_key: str) -> Iterator[str]:
-    from megatron_native.corpus.readers import Refusal, expand_inputs, read_documents
+    from megatron_native.documents.inputs import expand_inputs
+    from megatron_native.documents.readers import read_documents
+    from megatron_native.documents.records import Refusal
 
     for path in expand_inputs([str(pattern) for pattern in patterns]):
         for record in read_documents(path, text_key=text_key):
             if isinstance(record, Refusal):
                 raise UserError(
-                    f"held-out file {path}, line {record.line}: {record.reason}. Held-out text must be whole; repair the "
+                    f"held-out file {path}, byte {record.offset}: {record.reason}. Held-out text must be whole; repair the "
                     "record or take it out."
                 )
             if record.text:

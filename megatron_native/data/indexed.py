@@ -94,6 +94,15 @@ class IndexedWriter:
         self._documents += 1
         self._ends.write(struct.pack("<q", self._sequences))
 
+    def add_documents(self, ids: NDArray[Any], lengths: Sequence[int], sequences: Sequence[int]) -> None:
+        """Append several documents at once: all their ids, every sequence's length, and how many sequences each has."""
+        self._bin.write(np.asarray(ids).astype(self.dtype, copy=False).tobytes())
+        self._lengths.write(np.asarray(lengths, dtype="<i4").tobytes())
+        ends = np.cumsum(np.asarray(sequences, dtype="<i8")) + self._sequences
+        self._ends.write(ends.astype("<i8", copy=False).tobytes())
+        self._sequences += len(lengths)
+        self._documents += len(sequences)
+
     def append_dataset(self, prefix: Path) -> None:
         """Append a whole indexed dataset of the same dtype, in constant memory."""
         part = IndexedTokens(prefix)

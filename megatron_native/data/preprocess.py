@@ -1,8 +1,8 @@
 """The tokenize stage: shards of documents in, a Megatron indexed dataset with its manifest out.
 
-Worker processes tokenize one input file each into a part of its own (`encode_part.py`); the parts are joined in the
-order of the inputs, so that the bytes do not depend on the number of workers. Killed at any moment, the same command
-goes on from the parts that are finished; a finished dataset is skipped; other parameters are refused.
+Tasks tokenize one part of the inputs each into a part of its own (`encode_part.py`); the parts are joined in the order
+of the inputs, so that the bytes do not depend on the engine or its workers. Killed at any moment, the same command goes
+on from the parts that are finished; a finished dataset is skipped; other parameters are refused.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,21 @@ from megatron_native import manifest as manifests
 from megatron_native.data.encode_part import (
     PartAccount,
     TokenizeSettings,
+    encode_task,
     part_file,
     read_account,
 )
 from megatron_native.data.indexed import bin_path, idx_path, merge, token_dtype
 from megatron_native.data.tokenizers import Tokenizer
-from megatron_native.data.workers import WORKERS_LOCK, encode_in_processes
+from megatron_native.documents.inputs import common_root, expand_inputs
+from megatron_native.documents.parts import Part, plan_parts
+from megatron_native.engine.tasks import Engine, Share, make_engine
 from megatron_native.errors import UserError
+from megatron_native.progress import progress
 
 STAGE = "tokenize"
 LOCK = "lock"
-PACKAGES = ("tokenizers", "sentencepiece", "numpy", "orjson", "zstandard", "pyarrow")
+PACKAGES = ("tokenizers", "fastokens", "sentencepiece", "numpy", "orjson", "zstandard", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,13 @@ class TokenizedDataset:
     prefix: Path
     manifest: dict[str, Any]
     skipped: bool
+    missing: int = 0
+    """Parts that other tasks of a job array have still to do; then there is no dataset yet."""
 
     def summary(self) -> str:
         """The account, readable."""
+        if self.missing:
+            return f"{self.prefix}: this task's share is done; {self.missing} parts are left to other tasks of the job array"
         manifest, counts = self.manifest, self.manifest["counts"]
         size = counts["text_bytes"]
         lines = [
@@ -51,6 +61,11 @@ class TokenizedDataset:
             f"  documents begin with {manifest['document_policy']['begin'] or 'their text'}"
             f" and end with {manifest['document_policy']['end'] or 'their text'}",
         ]
+        certificate = manifest.get("engine_certificate")
+        if certificate and not certificate["equal"]:
+            lines.append(
+                f"  encoded by {manifest['engine']}, slowly: {certificate['engine']} is not used, {certificate['reason']}"
+            )
         for what, reasons in (("dropped", counts["dropped"]), ("quarantined", counts["quarantined"])):
             lines += [f"  {what}: {number:,} {reason}" for reason, number in sorted(reasons.items())]
         if counts["special_tokens_in_text"]:
@@ -63,9 +78,29 @@ class TokenizedDataset:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How the stage runs; nothing of it changes the dataset."""
+
+    workers: int = 1
+    engine: str = "local"
+    address: str | None = None
+    share: Share = field(default_factory=Share)
+
+    def make_engine(self) -> Engine:
+        """The engine, started; one engine thread a process, since there is a process a core."""
+        os.environ.setdefault("RAYON_NUM_THREADS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        return make_engine(self.engine, self.workers, self.address)
+
+
 def tokenize(
-    inputs: Sequence[str], output_prefix: str | Path, settings: TokenizeSettings, json_keys: Sequence[str] = ("text",),
-    workers: int = 1, say: Callable[[str], None] = print,
+    inputs: Sequence[str],
+    output_prefix: str | Path,
+    settings: TokenizeSettings,
+    json_keys: Sequence[str] = ("text",),
+    execution: Execution = Execution(),
+    say: Callable[[str], None] = print,
 ) -> list[TokenizedDataset]:
     """Tokenize the files that `inputs` (paths, globs, stage folders) name into one dataset a key.
 
@@ -75,22 +110,25 @@ def tokenize(
     Raises:
         UserError: an input, tokenizer or output that can't be used, a dataset made with other parameters, no tokens.
     """
-    from megatron_native.corpus.readers import expand_inputs
-
-    paths = expand_inputs(list(inputs))
-    if workers < 1:
-        raise UserError(f"--workers is {workers}; at least one process is needed.")
+    files = expand_inputs(list(inputs))
+    engine = execution.make_engine()
+    parts = plan_parts(files, common_root(list(inputs), files), settings.text_unit, settings.part_bytes)
     tokenizer = settings.load_tokenizer()
+    certificate = tokenizer.certificate
+    if certificate is not None and not certificate.equal and settings.engine != "auto":
+        raise UserError(f"--tokenizer-engine {settings.engine} can't be used: {certificate.reason}. Leave it out.")
     output_prefix = Path(output_prefix)
     results = []
     for key in json_keys:
-        prefix = output_prefix.with_name(f"{output_prefix.name}_{key}_document")
-        infix = "" if len(json_keys) == 1 else f"_{key}"
-        stage = _TokenizeStage(
-            paths, prefix, output_prefix.with_name(f"{output_prefix.name}{infix}_quarantine.jsonl.zst"),
-            replace(settings, json_key=key), tokenizer, workers, say,
+        prefix = output_prefix.with_name(
+            f"{output_prefix.name}_{key}_{'sentence' if settings.split_sentences else 'document'}"
         )
-        results.append(stage.run())
+        infix = "" if len(json_keys) == 1 else f"_{key}"
+        quarantine = output_prefix.with_name(f"{output_prefix.name}{infix}_quarantine.jsonl.zst")
+        keyed = replace(settings, json_key=key)
+        results.append(
+            _TokenizeStage(files, parts, prefix, quarantine, keyed, tokenizer, engine, execution.share, say).run()
+        )
     return results
 
 
@@ -113,15 +151,24 @@ class _TokenizeStage:
     """One dataset's way from input files to a finished manifest."""
 
     def __init__(
-        self, paths: list[Path], prefix: Path, quarantine: Path, settings: TokenizeSettings, tokenizer: Tokenizer,
-        workers: int, say: Callable[[str], None],
+        self,
+        paths: list[Path],
+        parts: list[Part],
+        prefix: Path,
+        quarantine: Path,
+        settings: TokenizeSettings,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        share: Share,
+        say: Callable[[str], None],
     ) -> None:
         self.paths, self.prefix, self.quarantine = paths, prefix, quarantine
-        self.settings, self.tokenizer, self.workers, self.say = settings, tokenizer, workers, say
+        self.settings, self.tokenizer, self.say = settings, tokenizer, say
+        self.engine, self.share, self.tasks = engine, share, parts
         self.folder = prefix.parent
         self.parts_folder = part_file(prefix, "parts")
         self.manifest_path = part_file(prefix, "manifest.json")
-        self.parts = [self.parts_folder / f"{number:05d}" for number in range(len(paths))]
+        self.parts = [self.parts_folder / f"{part.number:05d}" for part in parts]
 
     def run(self) -> TokenizedDataset:
         """Skip, or go on, or begin; then join and write the manifest."""
@@ -135,9 +182,11 @@ class _TokenizeStage:
             return TokenizedDataset(self.prefix, manifest, skipped=True)
         self._refuse_foreign_output()
         self.parts_folder.mkdir(exist_ok=True)
-        with _only_run(self.parts_folder):
+        with _only_run(self.parts_folder, self.share):
             self._write_or_check_plan(entries)
             self._encode_missing_parts()
+            if missing := sum(1 for part in self.parts if not part_file(part, "json").exists()):
+                return TokenizedDataset(self.prefix, {}, skipped=False, missing=missing)
             manifest = self._join(entries)
         shutil.rmtree(self.parts_folder)
         return TokenizedDataset(self.prefix, manifest, skipped=False)
@@ -152,6 +201,9 @@ class _TokenizeStage:
             "id_key": settings.id_key,
             "text_unit": settings.text_unit,
             "max_line_bytes": settings.max_line_bytes,
+            "part_bytes": settings.part_bytes,
+            "split_sentences": settings.split_sentences,
+            "keep_newlines": settings.keep_newlines,
             "append_eod": settings.append_eod,
             "eod_token": tokenizer.eod_token if settings.append_eod else None,
             "bos_token": tokenizer.bos_token,
@@ -194,37 +246,51 @@ class _TokenizeStage:
             self._refuse_other_order(manifests.read_manifest(plan) or {}, entries)
             return
         for path in self.parts_folder.iterdir():  # parts without a plan may be anything's
-            if path.name not in (LOCK, WORKERS_LOCK):
+            if path.name != LOCK:
                 path.unlink()
         nothing = {"read": 0, "kept": 0, "dropped": {}, "quarantined": {}}
         manifests.write_json(plan, manifests.build_manifest(STAGE, self.parameters(), entries, [], nothing))
 
     def _encode_missing_parts(self) -> None:
-        missing = [number for number, part in enumerate(self.parts) if read_account(part) is None]
-        if len(missing) < len(self.parts):
-            self.say(f"{self.prefix}: {len(self.parts) - len(missing)} of {len(self.parts)} files are done already")
+        finished = {path.name for path in self.parts_folder.glob("*.json")}
+        missing = [n for n, part in enumerate(self.parts) if f"{part.name}.json" not in finished and self.share.has(n)]
+        if len(missing) < len(self.parts) and self.share.whole:
+            self.say(f"{self.prefix}: {len(self.parts) - len(missing)} of {len(self.parts)} parts are done already")
         if not missing:
             return
-        encode_in_processes(
-            [(self.paths[number], self.parts[number]) for number in missing], self.settings, self.workers,
-            label=self.prefix.name, say=self.say,
+        resolved = replace(self.settings, tokenizer_model=str(Path(self.settings.tokenizer_model).absolute()))
+        if self.tokenizer.certificate is not None or self.settings.engine == "auto":
+            # Workers take the engine that the certificate was made for, and make none of their own.
+            resolved = replace(resolved, engine="fastokens" if self.tokenizer.engine == "fastokens" else "tokenizers")
+        work = partial(encode_task, folder=self.parts_folder.absolute(), settings=resolved)
+        tasks = [self.tasks[number] for number in missing]
+        started, size = time.monotonic(), sum(task.bytes for task in tasks)
+        with progress(self.prefix.name, size, "B") as bar:
+            for _ in self.engine.run(work, tasks, bar):
+                pass
+        seconds = max(time.monotonic() - started, 1e-9)
+        accounts = [account for n in missing if (account := read_account(self.parts[n])) is not None]
+        text, tokens = (sum(getattr(account, name) for account in accounts) for name in ("text_bytes", "tokens"))
+        self.say(
+            f"tokenized {text / 1e6:,.1f} MB of text in {seconds:,.1f} s: {text / 1e6 / seconds:,.1f} MB/s, "
+            f"{tokens / seconds:,.0f} tokens/s, engine {self.tokenizer.engine}"
         )
 
     def _join(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
         total, lineage = PartAccount(), _input_manifests(self.paths, self.folder)
-        for part, entry in zip(self.parts, entries):
+        for part in self.parts:
             account = read_account(part)
             assert account is not None
             total.add(account)
-            entry["records"] = account.read
-            entry["documents"] = account.kept + sum(account.dropped.values())
+        _count_by_input(entries, self.paths, self.tasks, total)
         refused = _concatenate([part_file(part, "quarantine.jsonl.zst") for part in self.parts], self.quarantine)
         if not total.tokens:
             shutil.rmtree(self.parts_folder)
             raise UserError(
                 f"the inputs hold no text to tokenize: {total.read} records read, {sum(total.dropped.values())} empty, "
                 f"{sum(total.quarantined.values())} refused {dict(total.quarantined)}"
-                + (f" ({self.quarantine})" if refused else "") + f". Is --json-keys {self.settings.json_key} right?"
+                + (f" ({self.quarantine})" if refused else "")
+                + f". Is --json-keys {self.settings.json_key} right?"
             )
         dtype = token_dtype(self.tokenizer.vocab_size)
         merge(self.parts, self.prefix, dtype)
@@ -233,23 +299,44 @@ class _TokenizeStage:
         outputs = [bin_path(self.prefix), idx_path(self.prefix), identifiers] + ([self.quarantine] if refused else [])
         documents = total.kept + sum(total.dropped.values())
         manifest = manifests.build_manifest(
-            STAGE, self.parameters(), entries, [manifests.file_entry(path, self.folder) for path in outputs],
+            STAGE,
+            self.parameters(),
+            entries,
+            [manifests.file_entry(path, self.folder) for path in outputs],
             {
-                "read": total.read, "kept": total.kept, "dropped": dict(total.dropped),
-                "quarantined": dict(total.quarantined), "text_bytes": total.text_bytes,
+                "read": total.read,
+                "kept": total.kept,
+                "dropped": dict(total.dropped),
+                "quarantined": dict(total.quarantined),
+                "text_bytes": total.text_bytes,
                 "special_tokens_in_text": total.special_tokens_in_text,
                 "separators_from_text": total.separators_from_text,
             },
             PACKAGES,
             tokenizer=self.tokenizer.description(),
             document_policy={
-                "begin": self.tokenizer.bos_token, "end": self.tokenizer.eod_token if self.settings.append_eod else None,
+                "begin": self.tokenizer.bos_token,
+                "end": self.tokenizer.eod_token if self.settings.append_eod else None,
             },
-            dtype=dtype.__name__, id_range=[total.lowest_id, total.highest_id], tokens=total.tokens,
-            documents=documents, lineage=lineage,
+            dtype=dtype.__name__,
+            id_range=[total.lowest_id, total.highest_id],
+            tokens=total.tokens,
+            documents=documents,
+            lineage=lineage,
+            engine=self.tokenizer.engine,
+            engine_certificate=None if self.tokenizer.certificate is None else self.tokenizer.certificate.as_json(),
         )
         manifests.write_json(self.manifest_path, manifest)
         return manifest
+
+
+def _count_by_input(entries: list[dict[str, Any]], paths: list[Path], parts: list[Part], total: PartAccount) -> None:
+    """Say of every input how many records and documents came of it."""
+    sources = {piece.path: piece.source for part in parts for piece in part.pieces}
+    for entry, path in zip(entries, paths):
+        source = sources.get(str(path.absolute()), "")
+        for key, counts in (("records", total.read_by_source), ("documents", total.documents_by_source)):
+            entry[key] = counts[source] + sum(n for name, n in counts.items() if name.startswith(f"{source}!"))
 
 
 def _input_manifests(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
@@ -279,13 +366,11 @@ def _concatenate(pieces: Sequence[Path], target: Path) -> bool:
 
 
 @contextmanager
-def _only_run(folder: Path) -> Iterator[None]:
-    """Hold the work folder's lock, and wait for workers that a killed run has left to end: nothing else writes there."""
+def _only_run(folder: Path, share: Share) -> Iterator[None]:
+    """Hold the work folder's lock: nothing else writes there but other tasks of the same job array."""
     with open(folder / LOCK, "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_EX if share.whole else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another run is writing {folder.with_suffix('')}; wait for it, or stop it.") from error
-        with open(folder / WORKERS_LOCK, "w") as workers:
-            fcntl.flock(workers, fcntl.LOCK_EX)
         yield

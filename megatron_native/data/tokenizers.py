@@ -12,6 +12,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from megatron_native.data.certificate import Certificate, examine, not_usable
 from megatron_native.errors import UserError
 
 DOCUMENT_SEPARATORS = {
@@ -50,12 +52,17 @@ class Tokenizer(ABC):
     vocab_size: int
     bos_id: int | None
     hash: str
+    engine: str = ""
+    """The program that encodes."""
+    certificate: Certificate | None = None
+    """What the differential run of a faster engine found, where one was made."""
 
     def __init__(self, eod_token: str | None, bos: bool | None) -> None:
         self._eod_token = self._resolve_separator(eod_token)
         self.bos_id = self._resolve_begin(bos)
         specials = sorted((s for s in self.special_tokens() if s), key=len, reverse=True)
         self._specials_pattern = re.compile("|".join(map(re.escape, specials))) if specials else None
+        self._special_beginnings = sorted({special[:2] for special in specials})
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -92,6 +99,13 @@ class Tokenizer(ABC):
         """`encode_batch` of one text."""
         return self.encode_batch([text])[0]
 
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """As `encode_batch`, in one piece: int32 [all ids], and int64 [texts + 1] where each text's ids begin."""
+        found = self.encode_batch(texts)
+        bounds = np.zeros(len(texts) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in found], out=bounds[1:])
+        return np.concatenate([*found, np.empty(0, dtype=np.int32)]), bounds
+
     @property
     def eod_token(self) -> str | None:
         """The document separator's spelling, or None where it is not known."""
@@ -116,7 +130,9 @@ class Tokenizer(ABC):
 
     def count_special_tokens(self, text: str) -> int:
         """How many spellings of special tokens stand in a text (all of them are encoded as ordinary text)."""
-        return 0 if self._specials_pattern is None else len(self._specials_pattern.findall(text))
+        if self._specials_pattern is None or not any(beginning in text for beginning in self._special_beginnings):
+            return 0
+        return len(self._specials_pattern.findall(text))
 
     def description(self) -> dict[str, Any]:
         """What a manifest records of the tokenizer and its document policy."""
@@ -152,11 +168,16 @@ class Tokenizer(ABC):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json`, with the `tokenizer_config.json` beside it for its begin token."""
+    """A `tokenizer.json`, with the `tokenizer_config.json` beside it for its begin token.
+
+    `engine` is `tokenizers`, `fastokens` (trusted as it is), or `auto`: fastokens if its certificate is clean.
+    """
 
     name = "HuggingFaceTokenizer"
 
-    def __init__(self, model: Path, eod_token: str | None = None, bos: bool | None = None) -> None:
+    def __init__(
+        self, model: Path, eod_token: str | None = None, bos: bool | None = None, engine: str = "tokenizers"
+    ) -> None:
         self.path = _tokenizer_json(model)
         from tokenizers import Tokenizer as RustTokenizer
 
@@ -175,6 +196,41 @@ class HuggingFaceTokenizer(Tokenizer):
         vocabulary = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
         self.hash = _content_hash(json.dumps(vocabulary, sort_keys=True, ensure_ascii=False).encode())
         super().__init__(eod_token, bos)
+        self.engine, self._fast = "tokenizers", None
+        if engine != "tokenizers":
+            self._take_fast_engine(certified=engine == "fastokens")
+
+    def _take_fast_engine(self, certified: bool) -> None:
+        """Encode with fastokens, after a differential run unless one was made before."""
+        version = ""
+        try:
+            import fastokens
+
+            version = metadata.version("fastokens")
+            self._fast = fastokens.Tokenizer.from_json_str(self._rust.to_str())
+        except Exception as error:  # it is not installed, or does not know this kind of tokenizer
+            reason = "it is not installed" if isinstance(error, ImportError) else f"it can't load the tokenizer: {error}"
+            self.certificate = not_usable("fastokens", version, " ".join(reason.split())[:200])
+            return
+        if not certified:
+            self.certificate = examine(
+                "fastokens", version, self._split_flat, self.encode_batch_by_reference, self.special_tokens()
+            )
+            if not self.certificate.equal:
+                self._fast = None
+                return
+        self.engine = "fastokens"
+
+    def _split_flat(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        ids, bounds = self.encode_flat(texts)
+        return [ids[start:stop] for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist())]
+
+    @override
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        if self._fast is None:
+            return super().encode_flat(texts)
+        ids, bounds = self._fast.encode_batch_flat(list(texts), False, True)
+        return np.frombuffer(ids, dtype=np.uint32).view(np.int32), np.frombuffer(bounds, dtype=np.uint64).view(np.int64)
 
     def _mark_named_tokens_special(self) -> None:
         """Tokens that the configuration names (`eos_token`, …) are special even where tokenizer.json forgets to say so.
@@ -190,6 +246,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        return self._split_flat(texts) if self._fast is not None else self.encode_batch_by_reference(texts)
+
+    def encode_batch_by_reference(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """`encode_batch` by Hugging Face's own `tokenizers`, whatever the engine."""
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
@@ -235,7 +295,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     name = "SentencePieceTokenizer"
 
-    def __init__(self, model: Path, eod_token: str | None = None, bos: bool | None = None) -> None:
+    def __init__(
+        self, model: Path, eod_token: str | None = None, bos: bool | None = None, engine: str = "sentencepiece"
+    ) -> None:
+        self.engine = "sentencepiece"
         self.path = model / "tokenizer.model" if model.is_dir() else model
         if not self.path.is_file():
             raise UserError(f"--tokenizer-model {self.path}: there is no such SentencePiece model file.")
@@ -292,12 +355,14 @@ TOKENIZER_TYPES: dict[str, type[HuggingFaceTokenizer] | type[SentencePieceTokeni
 
 
 def load_tokenizer(
-    tokenizer_type: str, tokenizer_model: str | Path, eod_token: str | None = None, bos: bool | None = None
+    tokenizer_type: str, tokenizer_model: str | Path, eod_token: str | None = None, bos: bool | None = None,
+    engine: str = "tokenizers",
 ) -> Tokenizer:
     """The tokenizer at `tokenizer_model`, a folder, a `tokenizer.json` or a SentencePiece `.model`.
 
     `eod_token` names the document separator (default: the base model's, from `DOCUMENT_SEPARATORS`); `bos` forces a
-    begin token (True) or none (False) where the tokenizer's own template would decide (None).
+    begin token (True) or none (False) where the tokenizer's own template would decide (None). `engine` may be `auto` for
+    the fastest one that a differential run finds equal to the reference; its result is in `certificate`.
 
     Raises:
         UserError: an unknown type, a file that is missing or can't be read, a token that isn't in the vocabulary.
@@ -313,7 +378,7 @@ def load_tokenizer(
             f"--tokenizer-model {model}: there is no such file or folder. It is a local path (nothing is downloaded): "
             "a Hugging Face folder, a tokenizer.json or a SentencePiece .model."
         )
-    return TOKENIZER_TYPES[tokenizer_type](model, eod_token=eod_token, bos=bos)
+    return TOKENIZER_TYPES[tokenizer_type](model, eod_token=eod_token, bos=bos, engine=engine)
 
 
 def _tokenizer_json(model: Path) -> Path:

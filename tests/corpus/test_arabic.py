@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_native.corpus.arabic import fold, normalise
+from megatron_native.corpus.arabic import normalise
+from megatron_native.corpus.folding import fold
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_native.corpus.arabic import fold, letter_counts, normalise
+from megatron_native.corpus.arabic import normalise
+from megatron_native.corpus.folding import code_points, fold
+from megatron_native.corpus.survey import survey
 from tests.corpus.corpus_files import LIBRARY, STORY
 
 TRICKY = (
@@ -90,4 +92,5 @@ def test_a_greeting_in_one_character_folds_as_its_words():
 
 
 def test_letters_are_counted_without_marks_digits_and_signs():
-    assert letter_counts("كَتَبَ ١٢٣، abc 12 é؟ ـ") == (3, 4)
+    found = survey(code_points("كَتَبَ ١٢٣، abc 12 é؟ ـ"))
+    assert (found.arabic, found.latin) == (3, 4)

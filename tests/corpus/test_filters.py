@@ -10,7 +10,7 @@ MARKED = "كَتَبَ الطَّالِبُ الدَّرْسَ"
 
 
 def verdict(text, **thresholds):
-    return QualityFilters(thresholds, "test").refuse(text)
+    return QualityFilters(thresholds, "test").refuse_text(text)
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ def test_a_pair_that_comes_once_is_no_repetition():
 
 
 def test_empty_text_breaks_no_filter():
-    for preset in ("msa", "none"):
+    for preset in ("msa", "dialect", "classical", "none"):
         for thresholds in load_preset(preset)["languages"].values():
-            QualityFilters(thresholds, preset).refuse("")
+            QualityFilters(thresholds, preset).refuse_text("")
 
 
 @pytest.mark.parametrize(("text", "language"), [(STORY, "ar"), (LIBRARY, "ar"), (ENGLISH, "en")])
 def test_good_prose_passes_the_shipped_presets(text, language):
     for preset in ("msa", "none"):
-        assert QualityFilters(load_preset(preset)["languages"][language], preset).refuse(text) is None
+        assert QualityFilters(load_preset(preset)["languages"][language], preset).refuse_text(text) is None
 
 
 def test_the_english_stop_words_are_words():
@@ -90,7 +90,7 @@ def test_a_preset_that_is_not_utf8_or_not_there_is_named(tmp_path):
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"mine\.yaml can't be read"):
         load_preset(str(tmp_path / "mine.yaml"))
-    with pytest.raises(UserError, match="there is no preset 'boilerplate'; known are msa, none"):
+    with pytest.raises(UserError, match="there is no preset 'boilerplate'; known are classical, dialect, msa, none"):
         load_preset("boilerplate")
 
 

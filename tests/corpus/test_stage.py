@@ -5,12 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from megatron_native.corpus.account import Account
 from megatron_native.corpus.clean import CleanSettings, clean
-from megatron_native.corpus.stage import PROGRESS, Account, PartResult, ShardWriter, run_stage
+from megatron_native.corpus.stage import PROGRESS, Execution, PartResult, run_stage
+from megatron_native.documents.parts import plan_parts
+from megatron_native.documents.writers import ShardWriter, written
+from megatron_native.engine.tasks import Share
 from megatron_native.errors import UserError
 from megatron_native.manifest import write_json
 from tests.corpus.corpus_files import STORY, arabic_text, part_bytes, read_part, write_jsonl
@@ -18,22 +23,24 @@ from tests.corpus.corpus_files import STORY, arabic_text, part_bytes, read_part,
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def copied(number, path, output):
-    """A stage's work: one record out for every file."""
-    with ShardWriter(output / f"part-{number:05d}.jsonl.zst") as writer:
+def copied(part, on_read, output):
+    """A stage's work: one record out for every part."""
+    path = Path(part.pieces[0].path)
+    with ShardWriter(output / f"{part.name}.jsonl.zst") as writer:
         writer.write({"file": path.name, "text": path.read_text()})
-    return PartResult(Account(read=1, kept=1), [(f"part-{number:05d}.jsonl.zst", 1)])
+    on_read(part.bytes)
+    return PartResult(Account(read=1, kept=1), written(output, [writer])).as_json()
 
 
-def dies_on_c(number, path, output):
-    if path.name == "c.jsonl":
+def dies_on_c(part, on_read, output):
+    if part.pieces[0].path.endswith("c.jsonl"):
         raise UserError("c is bad")
-    return copied(number, path, output)
+    return copied(part, on_read, output)
 
 
-def loses_a_record(number, path, output):
-    result = copied(number, path, output)
-    result.account.read += 1
+def loses_a_record(part, on_read, output):
+    result = copied(part, on_read, output)
+    result["account"]["read"] += 1
     return result
 
 
@@ -42,8 +49,15 @@ def files(tmp_path):
     return [write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name}]) for name in "abcd"]
 
 
-def stage(files, output, work=copied, workers=1, **parameters):
-    return run_stage("test", files, output, parameters, work, workers, ())
+def stage(files, output, work=copied, workers=1, share=None, engine="local", **parameters):
+    root = files[0].parent.resolve()
+    parts = plan_parts(files, root, part_bytes=20)  # a file each
+
+    def run(stage_run):
+        task = partial(work, output=stage_run.output)
+        return stage_run.finish(stage_run.do("parts", parts, task, [part.bytes for part in parts]), ())
+
+    return run_stage("test", files, root, output, parameters, Execution(workers, engine, share=share or Share()), run)
 
 
 def test_a_run_that_broke_off_goes_on_where_it_was(files, tmp_path):
@@ -155,7 +169,67 @@ def test_accounts_add_up_and_come_back_from_their_counts():
     other.kept_by_language["ar"] += 2
     one.add(other)
     assert Account.of(one.as_counts()) == one
-    assert (one.read, one.kept, one.dropped, one.kept_by_language, one.bytes_read) == (5, 3, {"empty": 2}, {"ar": 2}, 10)
+    assert (one.read, one.kept, one.dropped, one.kept_by_language, one.bytes_read) == (
+        5,
+        3,
+        {"empty": 2},
+        {"ar": 2},
+        10,
+    )
+
+
+def test_a_job_array_gives_the_bytes_of_one_run_whatever_the_order(files, tmp_path):
+    stage(files, tmp_path / "one")
+    results = [stage(files, tmp_path / "many", share=Share(index, 3)) for index in (2, 0, 1)]
+    assert [bool(result.missing) for result in results] == [True, True, False]
+    assert results[0].missing == "3 of 4 tasks of 'parts' are left to other runs of the job array"
+    assert part_bytes(tmp_path / "many") == part_bytes(tmp_path / "one")
+    assert results[2].manifest["counts"] == stage(files, tmp_path / "one").manifest["counts"]
+    assert not (tmp_path / "many" / PROGRESS).exists()
+
+
+@pytest.mark.parametrize(("index", "count"), [(3, 3), (-1, 3), (0, 0)])
+def test_a_share_that_is_none_is_refused(index, count):
+    with pytest.raises(UserError, match="the index goes from 0 to the count minus 1"):
+        Share(index, count)
+
+
+def test_two_runs_in_one_folder_are_refused_and_tasks_of_an_array_are_not(files, tmp_path):
+    seen = []
+
+    def looks(part, on_read, output):
+        if not seen:
+            seen.append(part)
+            with pytest.raises(UserError, match="another run is writing"):
+                stage(files, tmp_path / "out")
+        return copied(part, on_read, output)
+
+    stage(files, tmp_path / "out", looks)
+    assert seen
+
+    def joins(part, on_read, output):
+        if part.number == 0:
+            assert stage(files, tmp_path / "array", share=Share(1, 2)).missing
+        return copied(part, on_read, output)
+
+    assert not stage(files, tmp_path / "array", joins, share=Share(0, 2)).missing
+
+
+def test_an_input_that_holds_no_record_is_told_by_its_file(files, tmp_path):
+    (tmp_path / "e.jsonl").write_text("")
+    manifest = clean([str(files[0]), str(tmp_path / "e.jsonl")], tmp_path / "out", CleanSettings("none")).manifest
+    assert [(entry["source"], entry["records"]) for entry in manifest["inputs"]] == [("a.jsonl", 1), ("e.jsonl", 0)]
+
+
+def test_a_full_disk_is_one_paragraph_and_what_is_finished_is_kept(files, tmp_path):
+    def no_room(part, on_read, output):
+        if part.number == 2:
+            raise OSError(28, "No space left on device", str(output / "part-00002.jsonl.zst.partial"))
+        return copied(part, on_read, output)
+
+    with pytest.raises(UserError, match=r"test: .*part-00002.*: No space left on device. Finished parts are kept"):
+        stage(files, tmp_path / "out", no_room)
+    assert stage(files, tmp_path / "out").manifest["counts"]["kept"] == 4
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -165,16 +239,28 @@ def test_kill_minus_nine_and_again_gives_the_bytes_of_an_undisturbed_run(tmp_pat
             tmp_path / "in" / f"{part}.jsonl",
             [*({"text": arabic_text(1000 * part + number, 150)} for number in range(150)), {"title": "no text"}],
         )
-    command = [sys.executable, "-m", "megatron_native", "clean", "--input", str(tmp_path / "in"), "--workers", str(workers)]
-    clean([str(tmp_path / "in")], tmp_path / "undisturbed", CleanSettings())
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_native",
+        "clean",
+        "--input",
+        str(tmp_path / "in"),
+        "--part-bytes",
+        "100000",
+    ]
+    command += ["--workers", str(workers)]
+    clean([str(tmp_path / "in")], tmp_path / "undisturbed", CleanSettings(part_bytes=100_000))
     killed = subprocess.Popen([*command, "--output", str(tmp_path / "out")], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (tmp_path / "out" / PROGRESS / "part-00000.json").exists():
+    while time.monotonic() < deadline and not (tmp_path / "out" / PROGRESS / "parts" / "00000.json").exists():
         time.sleep(0.002)
     os.kill(killed.pid, signal.SIGKILL)  # the main process alone: its workers must not go on writing
     killed.wait()
     assert not (tmp_path / "out" / "manifest.json").exists(), "it was to be killed on its way"
-    again = subprocess.run([*command, "--output", str(tmp_path / "out")], cwd=REPOSITORY, capture_output=True, text=True)
+    again = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert again.returncode == 0, again.stderr
     time.sleep(0.5)
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "undisturbed")

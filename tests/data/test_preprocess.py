@@ -15,7 +15,9 @@ import zstandard
 
 from megatron_native.data.encode_part import TokenizeSettings, encode_part
 from megatron_native.data.indexed import IndexedTokens, bin_path, idx_path, verify_structure
-from megatron_native.data.preprocess import read_document_ids, tokenize
+from megatron_native.data.preprocess import Execution, read_document_ids, tokenize
+from megatron_native.documents.parts import plan_parts
+from megatron_native.engine.tasks import Share
 from megatron_native.errors import UserError
 from megatron_native.manifest import build_manifest, file_digest, write_json
 from tests.data.small_tokenizers import SENTENCES
@@ -38,7 +40,7 @@ def settings(folder, **changes):
 
 def run(inputs, prefix, folder, workers=1, json_keys=("text",), **changes):
     said = []
-    results = tokenize(inputs, prefix, settings(folder, **changes), json_keys, workers, said.append)
+    results = tokenize(inputs, prefix, settings(folder, **changes), json_keys, Execution(workers), said.append)
     return results[0], "\n".join(said)
 
 
@@ -153,10 +155,32 @@ def test_bytes_do_not_depend_on_the_number_of_workers(smollm, tmp_path):
     ]
 
 
+def test_neither_the_cut_nor_a_job_array_nor_the_engine_changes_the_bytes(smollm, tmp_path):
+    for n in range(3):
+        write_jsonl(tmp_path / f"in-{n}.jsonl", TEXTS * (n + 1), f"f{n}-")
+    inputs = [str(tmp_path / "in-*.jsonl")]
+    whole, _ = run(inputs, tmp_path / "whole", smollm)
+    cut, _ = run(inputs, tmp_path / "cut", smollm, part_bytes=500)
+    slow, _ = run(inputs, tmp_path / "slow", smollm, engine="tokenizers")
+    for index in (1, 2, 0):
+        share = Execution(share=Share(index, 3))
+        (array,) = tokenize(inputs, tmp_path / "array", settings(smollm, part_bytes=500), execution=share,
+        say=lambda line: None)
+        assert (array.missing > 0) == (index != 0)
+    assert whole.manifest["engine"] == "fastokens" and whole.manifest["engine_certificate"]["equal"]
+    assert (slow.manifest["engine"], slow.manifest["engine_certificate"]) == ("tokenizers", None)
+    for other in (cut, slow, array):
+        for path in (bin_path, idx_path):
+            assert path(other.prefix).read_bytes() == path(whole.prefix).read_bytes()
+        assert list(read_document_ids(other.prefix)) == list(read_document_ids(whole.prefix))
+        assert other.manifest["counts"] == whole.manifest["counts"]
+        assert [entry["documents"] for entry in other.manifest["inputs"]] == [len(TEXTS), 2 * len(TEXTS), 3 * len(TEXTS)]
+
+
 def test_several_keys_make_several_datasets(smollm, tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"id": "1", "text": "abc", "title": "x y"}\n')
-    results = tokenize([str(path)], tmp_path / "out", settings(smollm), ["text", "title"], 1, lambda line: None)
+    results = tokenize([str(path)], tmp_path / "out", settings(smollm), ["text", "title"], say=lambda line: None)
     assert [result.prefix.name for result in results] == ["out_text_document", "out_title_document"]
     assert len(verify_structure(tmp_path / "out_title_document")) == 1
 
@@ -206,21 +230,22 @@ def test_killed_at_any_moment_and_rerun_gives_the_same_bytes(smollm, tmp_path):
     for n in range(6):
         write_jsonl(tmp_path / f"in-{n}.jsonl", TEXTS * 800, f"f{n}-")
     inputs = [str(tmp_path / "in-*.jsonl")]
-    whole, _ = run(inputs, tmp_path / "whole", smollm)
+    whole, _ = run(inputs, tmp_path / "whole", smollm, part_bytes=700_000)
     command = [
         sys.executable, str(REPOSITORY / "tools" / "preprocess_data.py"), "--input", *inputs, "--output-prefix",
         str(tmp_path / "killed"), "--tokenizer-model", str(smollm), "--append-eod", "--workers", "2",
+        "--part-bytes", "700000",
     ]
     parts = tmp_path / "killed_text_document.parts"
     for wanted in (1, 3):  # kill when that many parts are finished
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(list(parts.glob("0000?.json"))) < wanted and process.poll() is None:
+        while len(list(parts.glob("*[0-9].json"))) < wanted and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (tmp_path / "killed_text_document.manifest.json").exists()
-    result, said = run(inputs, tmp_path / "killed", smollm, workers=2)
-    assert "of 6 files are done already" in said
+    result, said = run(inputs, tmp_path / "killed", smollm, workers=2, part_bytes=700_000)
+    assert "parts are done already" in said
     for path in (bin_path, idx_path):
         assert path(result.prefix).read_bytes() == path(whole.prefix).read_bytes()
     assert result.manifest["counts"] == whole.manifest["counts"]
@@ -265,19 +290,21 @@ def test_bad_records_are_set_aside_and_counted(smollm, tmp_path):
 def test_a_text_that_the_engine_cannot_take_is_set_aside_and_its_batch_is_kept(smollm, tmp_path, monkeypatch):
     chosen = settings(smollm)
     tokenizer = chosen.load_tokenizer()
-    whole = tokenizer.encode_batch
+    whole = tokenizer.encode_flat
 
     def choosy(texts):
         if "bad" in texts:
             raise RuntimeError("out of luck")
         return whole(texts)
 
-    monkeypatch.setattr(tokenizer, "encode_batch", choosy)
+    monkeypatch.setattr(tokenizer, "encode_flat", choosy)
     path = Path(write_jsonl(tmp_path / "in.jsonl", ["one", "bad", "two"]))
-    account = encode_part(path, tmp_path / "part", tokenizer, chosen)
+    (part,) = plan_parts([path], tmp_path.resolve())
+    account = encode_part(part, tmp_path / "part", tokenizer, chosen)
     assert (account.read, account.kept, dict(account.quarantined)) == (3, 2, {"not encodable": 1})
     (refused,) = quarantine(tmp_path / "part.quarantine.jsonl.zst")
-    assert (refused["raw"], refused["line"], refused["detail"]) == ("bad", 2, "out of luck")
+    offset = path.read_bytes().index(b"\n") + 1
+    assert (refused["raw"], refused["offset"], refused["detail"]) == ("bad", offset, "out of luck")
 
 
 def test_inputs_that_are_not_there_or_hold_nothing_are_named(smollm, tmp_path):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from megatron_native.corpus.readers import Document, Refusal, read_documents
+from megatron_native.documents.readers import read_documents
+from megatron_native.documents.records import Document, Refusal
 from megatron_native.errors import UserError
 
 
@@ -41,7 +42,7 @@ def jsonl(tmp_path, *raw_lines):
 def test_what_is_wrong_with_a_line_is_said(tmp_path, raw, reason):
     documents, refusals = read(jsonl(tmp_path, {"text": "قبل"}, raw, {"text": "بعد"}))
     assert [d.text for d in documents] == ["قبل", "بعد"]
-    assert [(r.line, r.reason) for r in refusals] == [(2, reason)]
+    assert [(r.offset, r.reason) for r in refusals] == [(len(json.dumps({"text": "قبل"})) + 1, reason)]
 
 
 def test_a_surrogate_pair_is_a_character(tmp_path):
@@ -64,7 +65,7 @@ def test_a_line_of_exactly_the_most_bytes_is_read(tmp_path):
 
 def test_blank_lines_and_a_lone_byte_order_mark_are_no_records(tmp_path):
     documents, refusals = read(jsonl(tmp_path, b"\xef\xbb\xbf", b"", b"  \r", {"text": "نص"}, b""))
-    assert [(d.line, d.text) for d in documents] == [(4, "نص")]
+    assert [d.text for d in documents] == ["نص"]
     assert not refusals
 
 
@@ -73,14 +74,14 @@ def test_offsets_lead_back_to_the_line(tmp_path):
     raw = path.read_bytes()
     for record in read_documents(path):
         line = raw[record.offset :].split(b"\n")[0]
-        assert line == raw.split(b"\n")[record.line - 1]
+        assert line in raw.split(b"\n")
 
 
 @pytest.mark.parametrize(
     ("record", "identifier"),
-    [({"id": 0}, "0"), ({"id": "x"}, "x"), ({"id": ""}, "a.jsonl:1"), ({"id": None}, "a.jsonl:1"), ({}, "a.jsonl:1")],
+    [({"id": 0}, "0"), ({"id": "x"}, "x"), ({"id": ""}, "a.jsonl:0"), ({"id": None}, "a.jsonl:0"), ({}, "a.jsonl:0")],
 )
-def test_a_record_without_an_id_is_called_by_file_and_line(tmp_path, record, identifier):
+def test_a_record_without_an_id_is_called_by_file_and_offset(tmp_path, record, identifier):
     assert read(jsonl(tmp_path, {"text": "نص", **record}))[0][0].id == identifier
 
 
@@ -114,18 +115,18 @@ BOOK = "\ufeffعنوان\r\n\r\nفقرة أولى\nتتمتها\n \nفقرة ث�
 
 
 @pytest.mark.parametrize(
-    ("unit", "texts", "ids", "first_lines"),
+    ("unit", "texts", "offsets"),
     [
-        ("file", ["عنوان\r\n\r\nفقرة أولى\nتتمتها\n \nفقرة ثانية"], ["a.txt"], [1]),
-        ("paragraph", ["عنوان\r", "فقرة أولى\nتتمتها", "فقرة ثانية"], ["a.txt:1", "a.txt:2", "a.txt:3"], [1, 3, 6]),
-        ("line", ["عنوان\r", "فقرة أولى", "تتمتها", "فقرة ثانية"], ["a.txt:1", "a.txt:2", "a.txt:3", "a.txt:4"], [1, 3, 4, 6]),
+        ("file", ["عنوان\r\n\r\nفقرة أولى\nتتمتها\n \nفقرة ثانية"], [0]),
+        ("paragraph", ["عنوان\r", "فقرة أولى\nتتمتها", "فقرة ثانية"], [0, 17, 50]),
+        ("line", ["عنوان\r", "فقرة أولى", "تتمتها", "فقرة ثانية"], [0, 17, 35, 50]),
     ],
 )
-def test_a_text_file_is_one_document_or_one_a_paragraph_or_line(tmp_path, unit, texts, ids, first_lines):
+def test_a_text_file_is_one_document_or_one_a_paragraph_or_line(tmp_path, unit, texts, offsets):
     documents, refusals = read(text(tmp_path, BOOK), text_unit=unit)
     assert [d.text for d in documents] == texts
-    assert [d.id for d in documents] == ids
-    assert [d.line for d in documents] == first_lines
+    assert [d.offset for d in documents] == offsets
+    assert [d.id for d in documents] == (["a.txt"] if unit == "file" else [f"a.txt:{offset}" for offset in offsets])
     assert not refusals
 
 
@@ -138,13 +139,13 @@ def test_a_unit_that_is_too_long_is_refused_once_and_whole(tmp_path):
     book = b"ab\ncd\n\n" + b"x\n" * 30 + b"\nef\n"
     documents, refusals = read(text(tmp_path, book), text_unit="paragraph", max_line_bytes=20)
     assert [d.text for d in documents] == ["ab\ncd", "ef"]
-    assert [(r.reason, r.line, r.offset) for r in refusals] == [("text too long", 4, 7)]
+    assert [(r.reason, r.offset) for r in refusals] == [("text too long", 7)]
     documents, refusals = read(text(tmp_path, book), text_unit="file", max_line_bytes=20)
     assert not documents
-    assert [(r.reason, r.line) for r in refusals] == [("text too long", 1)]
+    assert [(r.reason, r.offset) for r in refusals] == [("text too long", 0)]
     documents, refusals = read(text(tmp_path, b"short\n" + b"y" * 30 + b"\nlast"), text_unit="line", max_line_bytes=20)
     assert [d.text for d in documents] == ["short", "last"]
-    assert [(r.reason, r.line) for r in refusals] == [("line too long", 2)]
+    assert [r.reason for r in refusals] == ["line too long"]
 
 
 def test_a_text_of_exactly_the_most_bytes_is_read(tmp_path):
@@ -155,7 +156,7 @@ def test_a_text_of_exactly_the_most_bytes_is_read(tmp_path):
 def test_a_paragraph_that_is_not_utf8_is_refused_and_the_others_stay(tmp_path):
     documents, refusals = read(text(tmp_path, b"one\n\n\xc7\xe1\n\ntwo"), text_unit="paragraph")
     assert [d.text for d in documents] == ["one", "two"]
-    assert [(r.reason, r.line) for r in refusals] == [("invalid UTF-8", 3)]
+    assert [r.reason for r in refusals] == ["invalid UTF-8"]
 
 
 def test_an_unknown_unit_is_refused(tmp_path):

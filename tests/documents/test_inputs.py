@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from megatron_native.corpus.readers import expand_inputs
+from megatron_native.documents.inputs import expand_inputs
 from megatron_native.errors import UserError
 from megatron_native.manifest import build_manifest, file_entry, write_json
 from tests.corpus.corpus_files import write_jsonl

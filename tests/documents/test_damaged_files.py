@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_native.corpus.readers import Document, Refusal, read_documents
-from megatron_native.errors import UserError
+from megatron_native.documents.readers import read_documents
+from megatron_native.documents.records import Document, Refusal
 
 COMPRESS = {"gz": lambda raw: gzip.compress(raw, 1), "zst": zstandard.compress, "bz2": bz2.compress}
 
@@ -38,7 +38,7 @@ def test_even_one_byte_missing_at_the_end_is_told(tmp_path, ending, missing):
     whole = COMPRESS[ending](b"".join(lines(50)))
     documents, refusals = read(written(tmp_path, f"a.jsonl.{ending}", whole[:-missing]))
     assert [r.reason for r in refusals] == ["damaged file"]
-    assert refusals[0].line == len(documents) + 1
+    assert refusals[0].offset > max((d.offset for d in documents), default=-1)
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
@@ -127,8 +127,8 @@ def test_a_parquet_row_that_is_not_utf8_is_refused_alone(tmp_path):
     offsets, data = b"".join(n.to_bytes(4, "little") for n in (0, 3, 6, 9)), b"abc\xff\xfeddef"
     column = pyarrow.StringArray.from_buffers(3, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data))
     documents, refusals = read(parquet(tmp_path, text=column))
-    assert [(d.text, d.line) for d in documents] == [("abc", 1), ("def", 3)]
-    assert [(r.reason, r.line, r.offset) for r in refusals] == [("invalid UTF-8", 2, 1)]
+    assert [(d.text, d.offset) for d in documents] == [("abc", 0), ("def", 2)]
+    assert [(r.reason, r.offset) for r in refusals] == [("invalid UTF-8", 1)]
 
 
 def test_parquet_text_that_is_bytes_is_refused_and_its_beginning_kept(tmp_path):
@@ -145,12 +145,13 @@ def test_parquet_structs_are_reached_by_dots(tmp_path):
 
 def test_more_rows_than_a_batch_are_numbered_through(tmp_path):
     documents, _ = read(parquet(tmp_path, text=[f"نص {n}" for n in range(2500)]))
-    assert [d.line for d in documents] == list(range(1, 2501))
-    assert documents[2400].id == "a.parquet:2401"
+    assert [d.offset for d in documents] == list(range(2500))
+    assert documents[2400].id == "a.parquet:2400"
 
 
-def test_a_parquet_file_cut_short_is_named(tmp_path):
+def test_a_parquet_file_cut_short_is_refused_and_the_run_goes_on(tmp_path):
     path = parquet(tmp_path, text=["نص"] * 100)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file"):
-        read(path)
+    documents, refusals = read(path)
+    assert not documents
+    assert [(r.source, r.reason) for r in refusals] == [(str(path), "damaged file")]

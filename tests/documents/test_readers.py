@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from megatron_native.corpus.readers import Document, Refusal, expand_inputs, read_documents
+from megatron_native.documents.inputs import expand_inputs
+from megatron_native.documents.readers import read_documents
+from megatron_native.documents.records import Document, Refusal
 from megatron_native.errors import UserError
 
 TEXTS = [f"هذا هو النص رقم {number}، وفيه جملة واحدة قصيرة." for number in range(400)]
@@ -67,8 +69,11 @@ def test_bad_lines_are_refused_with_reason_line_and_offset_and_good_ones_stay(tm
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(lines))
     documents, refusals = read(path)
-    assert [(d.id, d.text) for d in documents] == [("7", "good one"), ("a.jsonl:9", ""), ("a.jsonl:10", "last one")]
-    assert [(r.line, r.reason) for r in refusals] == [
+    offset_of = [sum(len(line) + 1 for line in lines[:n]) for n in range(len(lines))]
+    assert [(d.id, d.text) for d in documents] == [
+        ("7", "good one"), (f"a.jsonl:{offset_of[8]}", ""), (f"a.jsonl:{offset_of[9]}", "last one")
+    ]
+    assert [(offset_of.index(r.offset) + 1, r.reason) for r in refusals] == [
         (2, "malformed JSON"), (3, "no text key"), (4, "text is not a string"), (5, "invalid UTF-8"),
         (6, "NUL character"), (7, "not a JSON object"),
     ]  # fmt: skip

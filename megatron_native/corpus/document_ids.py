@@ -1,0 +1,48 @@
+"""Ids of documents on disk, one file a part, any of them at hand by its place without reading the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+
+class IdsWriter:
+    """Writes `PATH` (the ids' bytes, one after another) and `PATH.ends` (int64, where each ends)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._end = path, 0
+        self._ends: list[int] = []
+
+    def __enter__(self) -> IdsWriter:
+        self._file = open(self._path.with_name(self._path.name + ".partial"), "wb")
+        return self
+
+    def add(self, identifier: str) -> None:
+        """The next document's id."""
+        raw = identifier.encode("utf-8", "surrogatepass")
+        self._file.write(raw)
+        self._end += len(raw)
+        self._ends.append(self._end)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        partial = self._path.with_name(self._path.name + ".partial")
+        if kind is not None:
+            partial.unlink()
+            return
+        np.array(self._ends, dtype="<i8").tofile(self._path.with_name(self._path.name + ".ends"))
+        partial.replace(self._path)
+
+
+def id_at(path: Path, place: int) -> str:
+    """The id of the part's document at `place`."""
+    first = max(0, place - 1)
+    ends = np.fromfile(path.with_name(path.name + ".ends"), dtype="<i8", count=place - first + 1, offset=8 * first)
+    start, end = (0, int(ends[0])) if place == 0 else (int(ends[0]), int(ends[1]))
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(end - start).decode("utf-8", "surrogatepass")
