@@ -166,6 +166,8 @@ def _number(found: re.Match[str], counts: Counter[str]) -> str:
     digits = re.sub(r"\D", "", written)
     before = found.string[max(0, found.start() - _CUE_CHARACTERS) : found.start()]
     kind = _kind(digits, "+" in written, before)
+    if kind in (NATIONAL_ID, CARD) and not digits.startswith("784") and min(map(len, re.findall(r"\d+", written))) < 3:
+        return raw  # a list of small numbers whose digits happen to check
     if kind is None:
         return raw
     lead = raw[: len(raw) - len(raw.lstrip("\u200e\u202a" + ("(" if ")" not in raw else "")))]
