@@ -18,13 +18,21 @@ from numpy.typing import NDArray
 
 from megatron_native.corpus.folding import word_hash
 from megatron_native.corpus.statistics import (
-    DUPLICATE_NGRAMS, NO_LEXICONS, TOP_NGRAMS, Lexicons, Statistics, hash_set, measure_text,
+    DUPLICATE_NGRAMS,
+    NO_LEXICONS,
+    TOP_NGRAMS,
+    Lexicons,
+    Statistics,
+    hash_set,
+    measure_text,
 )  # fmt: skip
 from megatron_native.errors import UserError
 
 Filter = Callable[[Statistics, Any], str | None]
 _FILTERS: dict[str, Filter] = {}
 _LEAST_LIST_LINES = 5
+_MOST_LIST_WORDS = 20
+"""Words a line from which lines with bullets are paragraphs."""
 _STOP_WORDS = "stop_words"
 """The one key that is a list and no threshold: the words that `min_stop_words` counts."""
 
@@ -83,13 +91,13 @@ def _duplicate_line_characters(statistics: Statistics, threshold: float) -> str 
 @_register("max_top_ngram")
 def _top_ngram(statistics: Statistics, thresholds: Mapping[int, float]) -> str | None:
     found = dict(zip(TOP_NGRAMS, statistics.top_ngrams))
-    return "repeated phrases" if any([found[size] > threshold for size, threshold in thresholds.items()]) else None
+    return "repeated phrases" if any(found[size] > threshold for size, threshold in thresholds.items()) else None
 
 
 @_register("max_duplicate_ngrams")
 def _duplicate_ngrams(statistics: Statistics, thresholds: Mapping[int, float]) -> str | None:
     found = dict(zip(DUPLICATE_NGRAMS, statistics.duplicate_ngrams))
-    return "repeated passages" if any([found[size] > threshold for size, threshold in thresholds.items()]) else None
+    return "repeated passages" if any(found[size] > threshold for size, threshold in thresholds.items()) else None
 
 
 @_register("min_punctuated_lines")
@@ -113,8 +121,8 @@ def _ellipsis_lines(statistics: Statistics, threshold: float) -> str | None:
 
 @_register("max_bullet_lines")
 def _bullet_lines(statistics: Statistics, threshold: float) -> str | None:
-    """A list; a dash or a star before each of a few paragraphs is a habit of newspapers and makes none."""
-    if statistics.lines < _LEAST_LIST_LINES:
+    """A list; a dash or a dot before each paragraph, or before a few lines, is a habit of newspapers and makes none."""
+    if statistics.lines < _LEAST_LIST_LINES or statistics.words > _MOST_LIST_WORDS * statistics.lines:
         return None
     return "too many bullet lines" if _share(statistics.bullet_lines, statistics.lines) > threshold else None
 
@@ -137,7 +145,7 @@ def _unsafe_words(statistics: Statistics, limits: Mapping[str, float]) -> str | 
     return "unsafe words" if many and dense else None
 
 
-_SAMPLE = Statistics._make([8] * (len(Statistics._fields) - 2) + [(0.1,) * len(TOP_NGRAMS), (0.1,) * len(DUPLICATE_NGRAMS)])
+_SAMPLE = Statistics._make([8] * (len(Statistics._fields) - 2) + [(-1.0,) * len(TOP_NGRAMS), (-1.0,) * len(DUPLICATE_NGRAMS)])
 """Statistics on which every filter looks at its threshold, so that one of another form is found before the first text."""
 
 

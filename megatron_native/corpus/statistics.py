@@ -103,7 +103,7 @@ class Statistics(NamedTuple):
     duplicate_ngrams: tuple[float, float, float, float, float, float]
 
 
-_SENTENCE_ENDS = '.!?؟؛…:»”")]۔。！？*'
+_SENTENCE_ENDS = '.!?؟؛…:»”")]۔。！？'
 _BULLETS = "-•●▪*–◦■□➤►"
 _CODE_SYMBOLS = "#|<>{}[]\\^~*=_"
 _NUMBER_JOINTS = ".,:/٫٬"
