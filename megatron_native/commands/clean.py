@@ -63,5 +63,4 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--output FOLDER says where the cleaned documents go (or --preview, to write nothing).")
     from megatron_native.corpus.account_table import print_account
 
-    print_account(clean(arguments.input, arguments.output, settings, execution_of(arguments)), arguments.json)
-    return 0
+    return print_account(clean(arguments.input, arguments.output, settings, execution_of(arguments)), arguments.json)

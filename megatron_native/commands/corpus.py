@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes (the recipe's, or the cores there are)")
     parser.add_argument("--engine", metavar="NAME", help="local or ray (the recipe's)")
     parser.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster, or auto")
+    parser.add_argument("--tokenizer-model", metavar="PATH", help="of all tokenize stages (the recipe's)")
     parser.add_argument("--task-index", type=int, metavar="I", help="in a job array: which task this is, from 0")
     parser.add_argument("--task-count", type=int, metavar="N", help="in a job array: how many tasks there are")
     parser.add_argument("--show", action="store_true", help="print the commands and run nothing")

@@ -91,8 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.memory_bytes,
         arguments.keep_signatures,
     )
-    print_account(result, arguments.json)
-    return 0
+    return print_account(result, arguments.json)
 
 
 def _print_curve(curve: list[tuple[float, float]], bands: int, rows: int) -> None:

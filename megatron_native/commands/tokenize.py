@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_native.errors import UserError
+from megatron_native.errors import EXIT_REQUEUE, UserError
 
 SUMMARY = "Tokenize shards of documents into Megatron indexed datasets, PREFIX_text_document.{bin,idx}."
 EXAMPLES = """\
@@ -100,12 +100,15 @@ def run(arguments: argparse.Namespace) -> int:
     execution = Execution(
         arguments.workers, arguments.engine, arguments.address, Share(arguments.task_index, arguments.task_count)
     )
+    code = 0
     for dataset in tokenize(
         arguments.input, arguments.output_prefix, settings, arguments.json_keys, execution
     ):
         if not dataset.skipped:
             print(dataset.summary())
-    return 0
+        if dataset.missing:
+            code = EXIT_REQUEUE
+    return code
 
 
 def _refuse_unsupported(flags: Sequence[str]) -> None:

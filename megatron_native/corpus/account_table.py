@@ -12,20 +12,25 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_native.corpus.stage import StageResult
+from megatron_native.errors import EXIT_REQUEUE
 
 _SHOWN_FILES = 5
 
 
-def print_account(result: StageResult, as_json: bool = False) -> None:
-    """Print where every record went, on stdout; on stderr what a user should look at."""
+def print_account(result: StageResult, as_json: bool = False) -> int:
+    """Print where every record went, on stdout; on stderr what a user should look at.
+
+    Returns:
+        The exit code: 0, or 75 when other tasks of a job array have still to do their share.
+    """
     if result.missing:
         print(f"{result.output}: this task's share is done; {result.missing}.")
-        return
+        return EXIT_REQUEUE
     for warning in warnings_of(result.manifest):
         print(f"WARNING: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(result.manifest, ensure_ascii=False, indent=2))
-        return
+        return 0
     manifest, counts = result.manifest, result.manifest["counts"]
     place = os.path.relpath(result.output)
     done = "is done already with the same inputs and settings; skipped" if result.skipped else "is done"
@@ -48,6 +53,7 @@ def print_account(result: StageResult, as_json: bool = False) -> None:
         table.add_row(f"edited: {edit}", f"{count:,}")
     console = Console(width=100, highlight=False)
     console.print(table)
+    return 0
 
 
 def warnings_of(manifest: Mapping[str, Any]) -> list[str]:

@@ -97,10 +97,10 @@ def _bucket_pairs(packed: Any, number_bits: Any) -> Any:
 
 
 class Sketches:
-    """The sketches of all documents, mapped; looked at in sorted order so that the disk is read forwards."""
+    """The sketches of all documents, looked at in sorted order so that the disk is read forwards; none is held."""
 
     def __init__(self, parts: Sequence[SignaturePart]) -> None:
-        self._maps = [part.sketches() for part in parts]
+        self._parts = list(parts)
         self._firsts = first_numbers(parts)
         self.permutations = parts[0].permutations if parts else 1
 
@@ -118,10 +118,10 @@ class Sketches:
         ordered = numbers[order].astype(np.int64)
         result = np.empty((len(numbers), self.permutations), dtype=np.uint8)
         bounds = np.searchsorted(ordered, self._firsts)
-        for place, sketch in enumerate(self._maps):
+        for place, part in enumerate(self._parts):
             low, high = bounds[place], bounds[place + 1]
-            if low < high:
-                result[order[low:high]] = sketch[ordered[low:high] - self._firsts[place]]
+            if low < high:  # mapped for this look alone: pages of a map that stays would add up
+                result[order[low:high]] = part.sketches()[ordered[low:high] - self._firsts[place]]
         return result
 
 

@@ -22,7 +22,7 @@ import yaml
 from megatron_native.errors import UserError
 
 STAGES = ("clean", "dedup", "tokenize", "report")
-SHARED = ("workers", "engine", "address", "task_index", "task_count")
+SHARED = ("workers", "engine", "address", "task_index", "task_count", "tokenizer_model")
 """Options that the recipe may give once for all stages that have them."""
 
 
@@ -60,7 +60,7 @@ def read_recipe(path: Path, overrides: Mapping[str, Any]) -> list[Step]:
     for place, entry in enumerate(raw["stages"], 1):
         step = _step(f"{path}, stage {place}", entry, Path(str(top["output"])), written)
         command, name, options = step
-        shared = {key: top[key] for key in SHARED if key in top and key not in options}
+        shared = {key: top[key] for key in SHARED if key in overrides or (key in top and key not in options)}
         steps.append(Step(name, command, _arguments(f"{path}, stage {place} ({command})", command, options, shared)))
     return steps
 

@@ -118,8 +118,7 @@ def _read_json(
         if raw is None:
             yield refusal(source, at, "line too long", b"", f"more than {settings.max_line_bytes} bytes")
             continue
-        if at == 0:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        raw = raw.removeprefix(b"\xef\xbb\xbf")  # of the file, or of one that was joined to it
         if not raw or raw.isspace():
             continue
         yield document_of_json(raw, source, name, at, settings)

@@ -1,0 +1,117 @@
+"""Killed at random moments and run again, every stage of the corpus gives the bytes of a run that nothing disturbed.
+
+`make test-faults` kills each stage 20 times (MEGATRON_NATIVE_KILLS) and keeps what it did in benchmarks/results/faults.md.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.corpus.corpus_files import arabic_text
+from tests.data.small_tokenizers import write_llama3
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("MEGATRON_NATIVE_KILLS", "3"))
+RESULT = os.environ.get("MEGATRON_NATIVE_FAULTS_RESULT")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "dump").mkdir()
+    for number in range(4):
+        with open(folder / "dump" / f"{number}.jsonl", "w", encoding="utf-8") as file:
+            for seed in range(1500):
+                text = arabic_text(seed % 1300 + 1300 * number, 150)
+                file.write(json.dumps({"id": f"{number}-{seed}", "text": text}, ensure_ascii=False) + "\n")
+            file.write('{"title": "no text"}\n')
+    write_llama3(folder / "tokenizer")
+    return folder
+
+
+def command(stage, folder, output):
+    common = ["--input", str(folder / "dump"), "--workers", "2", "--part-bytes", "400000"]
+    own = {
+        "clean": ["--preset", "none", "--output", str(output / "out")],
+        "dedup": ["--output", str(output / "out")],
+        "tokenize": [
+            "--output-prefix",
+            str(output / "out"),
+            "--tokenizer-model",
+            str(folder / "tokenizer"),
+            "--append-eod",
+        ],
+    }[stage]
+    return [sys.executable, "-m", "megatron_native", stage, *common, *own]
+
+
+def run(words):
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.endswith("manifest.json")
+    }  # fmt: skip
+
+
+def finished(output, stage):
+    return (output / ("out_text_document.manifest.json" if stage == "tokenize" else "out/manifest.json")).exists()
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("stage", ["clean", "dedup", "tokenize"])
+def test_killed_and_run_again_gives_the_same_bytes(stage, inputs, tmp_path):
+    generator, whole, killed = random.Random(stage), tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    begin = time.monotonic()
+    done = run(command(stage, inputs, whole))
+    assert done.returncode == 0, done.stderr
+    seconds = time.monotonic() - begin
+    kills, rounds, moments = 0, 0, []
+    while kills < KILLS:
+        rounds += 1
+        assert rounds < 20 * KILLS, "the stage is always done before it is killed"
+        process = subprocess.Popen(
+            command(stage, inputs, killed),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        moment = generator.uniform(0.2, 1.0) * seconds
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            if kills % 2:  # now the main process alone, now everything at once
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            process.wait()
+            if not finished(killed, stage):
+                kills += 1
+                moments.append(round(moment, 2))
+        if finished(killed, stage):  # the kill came too late: begin anew, so that there is something left to kill
+            assert files(killed) == files(whole)
+            shutil.rmtree(killed)
+            killed.mkdir()
+    time.sleep(0.5)
+    done = run(command(stage, inputs, killed))
+    assert done.returncode == 0, done.stderr
+    assert files(killed) == files(whole)
+    assert not list(killed.rglob("*.partial"))
+    if RESULT:
+        with open(RESULT, "a", encoding="utf-8") as file:
+            file.write(
+                f"| {stage} | {kills} | {rounds} | {seconds:.1f} | {', '.join(map(str, moments))} | identical |\n"
+            )
