@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import statistics
 import struct
 import subprocess
@@ -68,9 +69,13 @@ def main() -> None:
 
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
     """All candidates on the news, the fast ones on the news repeated too; and the ids of ours against `tokenizers`."""
-    tokenizer = write_llama3(arguments.vocabulary, folder / "llama3")
-    whole, few, long = folder / "news.jsonl", folder / "few.jsonl", folder / "long.jsonl"
-    size = write_news(arguments.data, whole, few, long, arguments.times)
+    made = folder / "prepare"
+    size = child("prepare", arguments.data, arguments.vocabulary, folder)["mb"]
+    tokenizer, whole, few, long = (made / name for name in ("tokenizer.json", "news.jsonl", "few.jsonl", "long.jsonl"))
+    with open(long, "wb") as file:
+        for _ in range(arguments.times):
+            with open(whole, "rb") as once:
+                shutil.copyfileobj(once, file)
     rows: list[dict[str, Any]] = []
     for name, (title, packages, fast) in PEERS.items():
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -95,17 +100,17 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
             same = [r["mb_per_s"] for r in rows if r["name"] == OURS and r["input"] == row["input"]]
             row["ours_is"] = f"{(same[0] if same else ours) / row['mb_per_s'] / twice:.2f} ×" + " twice" * (twice == 2)
     child("ours", whole, tokenizer, folder)
-    same, documents = compare_ids(whole, tokenizer, folder / "ours")
+    check = child("check", whole, tokenizer, folder)
     save(
         "tokenize", "tokenize: JSONL of real news to .bin/.idx, LLaMA-3's vocabulary, two cores", rows, machine(),
-        identical_ids=f"{same:,} of {documents:,} documents have the ids of Hugging Face's tokenizers",
+        identical_ids=f"{check['same']:,} of {check['documents']:,} documents have the ids of Hugging Face's tokenizers",
     )  # fmt: skip
 
 
 def child(name: str, source: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
-    """What one candidate found, in a process of its own."""
+    """What one candidate found, in a process of its own (this one stays small: a child's peak begins at its parent's)."""
     out = folder / name
-    subprocess.run(["rm", "-rf", str(out)], check=True)
+    shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     command = [sys.executable, __file__, "--run", name, str(source), str(tokenizer), str(out)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -125,11 +130,11 @@ def finished(started: float) -> dict[str, Any]:
 
 
 def run_ours(source: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
-    """The command, as a user gives it; parts of 4 MiB, so that two workers end together."""
+    """The command, as a user gives it; parts of 4 MiB, so that two workers end together, and two parts at least."""
     command = [
         sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--input", str(source), "--output-prefix",
         str(out / "news"), "--tokenizer-model", str(tokenizer), "--append-eod", "--workers", "2", "--part-bytes",
-        str(4 << 20),
+        str(min(4 << 20, source.stat().st_size // 2 + 1)),
     ]  # fmt: skip
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -249,32 +254,29 @@ def run_fastokens(source: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
     return {**finished(0.0), "seconds": seconds}
 
 
-# The inputs.
+# What is not measured.
 
 
-def write_news(data: Path, whole: Path, few: Path, long: Path, times: int) -> float:
-    """The articles as JSONL, ten of them, and all of them `times` times; returns their text's size in MB."""
+def run_prepare(data: Path, vocabulary: Path, out: Path) -> dict[str, Any]:
+    """The articles as JSONL, ten of them, and LLaMA-3's tokenizer.json; the size of their text in MB."""
     size, count = 0, 0
-    with open(whole, "w", encoding="utf-8") as file, open(few, "w", encoding="utf-8") as first:
+    with open(out / "news.jsonl", "w", encoding="utf-8") as file, open(out / "few.jsonl", "w", encoding="utf-8") as few:
         for path in sorted(data.glob("*.zip")):
             with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    for article in json.loads(archive.read(name)):
-                        if not (text := article["content"]).strip():
-                            continue  # the peers differ in what they make of an empty document
-                        line = json.dumps({"id": str(count), "text": text, "url": article["url"]}, ensure_ascii=False)
-                        file.write(line + "\n")
-                        if count < 10:
-                            first.write(line + "\n")
-                        size, count = size + len(text.encode()), count + 1
-    content = whole.read_bytes()
-    with open(long, "wb") as file_of_all:
-        for _ in range(times):
-            file_of_all.write(content)
-    return size / 1e6
+                articles = [article for name in archive.namelist() for article in json.loads(archive.read(name))]
+            for article in articles:
+                if not (text := article["content"]).strip():
+                    continue  # the peers differ in what they make of an empty document
+                line = json.dumps({"id": str(count), "text": text, "url": article["url"]}, ensure_ascii=False) + "\n"
+                file.write(line)
+                if count < 10:
+                    few.write(line)
+                size, count = size + len(text.encode()), count + 1
+    write_llama3(vocabulary, out / "tokenizer.json")
+    return {"mb": size / 1e6}
 
 
-def write_llama3(vocabulary: Path, folder: Path) -> Path:
+def write_llama3(vocabulary: Path, path: Path) -> None:
     """A `tokenizer.json` of LLaMA-3's tiktoken file."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -310,9 +312,7 @@ def write_llama3(vocabulary: Path, folder: Path) -> Path:
         single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
     )
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
+    tokenizer.save(str(path))
 
 
 def _byte_letters() -> list[str]:
@@ -322,7 +322,7 @@ def _byte_letters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def compare_ids(source: Path, tokenizer: Path, out: Path) -> tuple[int, int]:
+def run_check(source: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
     """How many documents of ours have the ids that `tokenizers` gives them, and how many there are."""
     import numpy as np
     from tokenizers import Tokenizer
@@ -332,7 +332,8 @@ def compare_ids(source: Path, tokenizer: Path, out: Path) -> tuple[int, int]:
 
     reference = Tokenizer.from_file(str(tokenizer))
     reference.encode_special_tokens = True
-    eod, dataset, same, number = reference.token_to_id(EOD), IndexedTokens(out / "news_text_document"), 0, 0
+    dataset = IndexedTokens(out.parent / "ours" / "news_text_document")
+    eod, same, number = reference.token_to_id(EOD), 0, 0
     with open(source, encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     for start in range(0, len(texts), 500):
@@ -340,7 +341,7 @@ def compare_ids(source: Path, tokenizer: Path, out: Path) -> tuple[int, int]:
             same += np.array_equal(dataset.document(number), [*encoding.ids, eod])
             number += 1
     assert dataset.document_count == number
-    return same, number
+    return {"same": int(same), "documents": number}
 
 
 if __name__ == "__main__":
