@@ -1,218 +1,261 @@
 """Scripture is recognised in any spelling and frozen, so that nothing that mends text touches a letter of it.
 
-The text of the Qur'an comes from the package `quran-text` (riwāyat Ḥafṣ, CC-BY-4.0), which has every word in the Uthmani
-and in the modern spelling. Both are reduced to their consonants (marks, alef, waw, ya and hamza left out), and so is the
-text that is looked at: vocalisation, tatweel, الكتٰب or الكتاب, يا أيها or يأيها make no difference. Every run of
-`WINDOW` consonants of a sura is known by its hash; where a text has one, the words it lies in are scripture. A verse
-that is shorter is known as a whole. Whatever stands between ﴿ and ﴾ is frozen as it is.
+Words are compared by their consonants: marks, tatweel, alef and hamza in all their forms are left out, and waw and ya
+where they don't begin a word; so الكتٰب is الكتاب, الصلوٰة is الصلاة and يٰأيها is يا أيها. `verses.npy` holds hashes of
+runs of such words: every run of `RUN` words of a sura and every verse of `LEAST_VERSE` to `RUN` words, in the Uthmani,
+the modern and mixed spellings. It is made by `docs/make_verses.py` from the package `quran-text` (riwāyat Ḥafṣ; text of
+the King Fahd Complex; © quran-ws, https://github.com/quran-ws/quran-text, CC-BY-4.0, changed: only hashes are kept).
+Whatever stands between ﴿ and ﴾ is frozen as it is, and so are the religious ligatures (ﷺ ﷲ ﷽).
 
 Recognising a phrase that is no quotation costs nothing but that it is left as it was written.
 """
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_native.corpus.folding import TABLE_SIZE, code_points, fold_tables, mix
+from megatron_native.corpus.folding import TABLE_SIZE, fold_tables, mix
 
-WINDOW = 15
-"""Consonants: the basmala has so many."""
-LEAST_VERSE = 8
-"""A whole verse of fewer consonants (الم, والعصر) is recognised beside others or in brackets alone."""
+RUN = 5
+"""Words of a run: fewer make ordinary prose look like quotations."""
+LEAST_VERSE = 3
+"""Words of the shortest verse that is recognised by itself; a shorter one is recognised in a run or in brackets."""
 MOST_BRACKETED = 4000
 """Characters between ﴿ and ﴾ at most: a bracket that is never closed freezes nothing."""
+VERSES = Path(__file__).with_name("verses.npy")
+HASH_BYTES = 6
+_FIRST_PLACEHOLDER, _LAST_PLACEHOLDER = 0x100000, 0x10FFFD
+_PLACEHOLDER = re.compile("[\U00100000-\U0010ffff]")
+_SEED = np.uint64(0xCBF29CE484222325)
+_PRIME = np.uint64(0x100000001B3)
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_FIRST_PLACEHOLDER = 0x100000
-_LAST_PLACEHOLDER = 0x10FFFD
-_TABLE_BITS = 21
-_OPENING, _CLOSING = "\ufd3f", "\ufd3e"
-_VOWELS = "اويىء"
-
-
-class _Known(NamedTuple):
-    """The hashes of windows and short verses.
-
-    Attributes:
-        windows: uint64 [2^20], open addressing, 0 for free.
-        bits: uint64: a set bit for every window's leading bits; most places of a text are settled by it.
-        lengths: int32: consonants of the short verses there are.
-    """
-
-    windows: NDArray[np.uint64]
-    bits: NDArray[np.uint64]
-    lengths: NDArray[np.int32]
+_BIT_COUNT = 21
+_OPENING, _CLOSING = 0xFD3F, 0xFD3E
+_DROPPED, _PARTING, _ALEF, _SPECIAL = 0, 1, 2, 3  # all else in the table of letters is a letter
+_YA, _WAW = ord("ي"), ord("و")
+_RIAL = 0xFDFC
 
 
 @cache
-def _skeleton_table() -> NDArray[np.uint32]:
-    """uint32 [TABLE_SIZE]: the consonant of a character; 0 where it is left out, 1 where it parts words."""
+def _letters() -> NDArray[np.uint32]:
+    """uint32 [TABLE_SIZE]: the letter a character stands for, or what else it is."""
     starts, flat = fold_tables()
-    table = np.zeros(TABLE_SIZE, dtype=np.uint32)
+    table = np.empty(TABLE_SIZE, dtype=np.uint32)
     for code in range(TABLE_SIZE):
         folded = flat[starts[code] : starts[code + 1]]
-        if len(folded) == 1 and folded[0] == 0x20:
-            table[code] = 1
-        elif len(folded) == 1 and chr(folded[0]) not in _VOWELS:
-            table[code] = folded[0]
-    for code in (*range(0xFB50, 0xFDF0), *range(0xFE70, 0xFF00)):  # ligatures: their last consonant is enough of them
-        kept = [int(c) for c in flat[starts[code] : starts[code + 1]] if c != 0x20 and chr(c) not in _VOWELS]
-        table[code] = kept[-1] if kept else (1 if table[code] == 1 else 0)
-    table[[0x06D4, 0x06DD, 0x06DE, 0x06E9, 0xFD3E, 0xFD3F]] = 0  # signs inside quotations
+        if len(folded) == 0:
+            table[code] = _DROPPED
+        elif len(folded) > 1:
+            table[code] = _SPECIAL
+        else:
+            letter = int(folded[0])
+            parting = letter == 0x20 or 0x30 <= letter <= 0x39  # numbers of verses stand between their words
+            table[code] = _PARTING if parting else _ALEF if letter == ord("ا") else letter
+    table[[ord(letter) for letter in "ءٴﺀ"]] = _ALEF
+    table[[_OPENING, _CLOSING, *range(0xFD40, 0xFD50), *range(0xFDF0, 0xFE00)]] = _SPECIAL
+    table[_RIAL] = _PARTING
     return table
 
 
-@cache
-def _known() -> _Known:
-    import orjson
+class Words(NamedTuple):
+    """Words by their consonants: hashes uint64 [words], where they begin and end, int32 [words].
 
-    raw = orjson.loads(resources.files("quran_text_data").joinpath("hafs.json").read_bytes())
-    suras, verses = raw["surah_starts"], raw["ayah_starts"]
-    found: list[NDArray[np.uint64]] = []
-    lengths: set[int] = set()
-    for words in (raw["words"], raw["rasm_imlai"]):
-        for start, stop in zip(suras, [*suras[1:], len(words)]):
-            sums, _, _ = _skeleton(code_points(" ".join(filter(None, words[start:stop]))), _skeleton_table())
-            found.append(_windows(sums, WINDOW, _power(WINDOW)))
-        for start, stop in zip(verses, [*verses[1:], len(words)]):
-            sums, _, _ = _skeleton(code_points(" ".join(filter(None, words[start:stop]))), _skeleton_table())
-            if LEAST_VERSE <= (length := len(sums) - 1) < WINDOW and stop - start >= 3:
-                lengths.add(length)
-                found.append(_windows(sums, length, _power(length)))
-    hashes = np.unique(np.concatenate(found))
-    windows = np.zeros(1 << _TABLE_BITS, dtype=np.uint64)
-    bits = np.zeros(1 << (_TABLE_BITS + 2 - 6), dtype=np.uint64)
-    _fill(hashes, windows, bits)
-    return _Known(windows, bits, np.array(sorted(lengths), dtype=np.int32))
+    `plain` and `plain_begins` are of the word without a particle (يا, و) that stands apart before it.
+    """
 
+    hashes: NDArray[np.uint64]
+    plain: NDArray[np.uint64]
+    begins: NDArray[np.int32]
+    plain_begins: NDArray[np.int32]
+    ends: NDArray[np.int32]
 
-def _power(length: int) -> np.uint64:
-    return np.uint64(pow(int(_BASE), length, 1 << 64))
+    @classmethod
+    def of(cls, capacity: int) -> Words:
+        """Room for so many words."""
+        hashes, plain = np.empty((2, capacity), dtype=np.uint64)
+        return cls(hashes, plain, *np.empty((3, capacity), dtype=np.int32))
 
 
 @numba.njit(cache=True, nogil=True)
-def _skeleton(codes: Any, table: Any) -> Any:
-    """Prefix hashes uint64 [consonants + 1], the consonants' places int32, and whether a word begins with each."""
-    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
-    places = np.empty(len(codes), dtype=np.int32)
-    begins = np.zeros(len(codes) + 1, dtype=np.uint8)
-    count, parted = 0, True
-    for place in range(len(codes)):
-        code = codes[place]
-        letter = table[code] if code < TABLE_SIZE else np.uint32(1)
-        if letter == 0:
+def _split(
+    codes: Any, letters: Any, starts: Any, flat: Any, hashes: Any, plain: Any, begins: Any, plain_begins: Any, ends: Any
+) -> Any:
+    """Fill the arrays of `Words`; the words, −1 where the arrays are too small; and whether there are special characters."""
+    count, special, capacity = 0, False, len(hashes)
+    inside = joined = False  # joined: after a particle, whose letters `state` holds and `own` does not
+    state = own = _SEED
+    begin = own_begin = end = 0
+    length, key = 0, 0  # letters of the word, and which: 1 alef, 2 waw, 3 ya; the first three in base 4
+    for place in range(len(codes) + 1):
+        if place == len(codes):
+            letter = np.uint32(_PARTING)
+        else:
+            code = codes[place]
+            if code < TABLE_SIZE:
+                letter = letters[code]
+            elif code >= _FIRST_PLACEHOLDER:
+                letter, special = np.uint32(_PARTING), True
+            else:
+                letter = np.uint32(code) if code < 0x323B0 else np.uint32(_PARTING)
+        if letter == _DROPPED:
             continue
-        if letter == 1:
-            parted = True
+        first, last = 0, 1
+        if letter == _SPECIAL:
+            if 0xFD3E <= code <= 0xFD4F or code >= 0xFDF0:
+                special = True
+            if code == 0xFDF2 or code < 0xFD3E or code >= 0xFE00 or 0xFD50 <= code < 0xFDF0:
+                first, last = starts[code], starts[code + 1]
+            else:
+                letter = np.uint32(_PARTING)
+        if letter == _PARTING:
+            if not inside:
+                continue
+            inside = False
+            particle = (length == 1 and key == 2) or (length == 2 and key == 13) or (length == 3 and key == 45)  # و يا ويا
+            if particle and not joined and place < len(codes):
+                joined = True
+                continue
+            if count == capacity:
+                return -1, special
+            hashes[count], begins[count], ends[count] = mix(state), begin, end
+            plain[count], plain_begins[count] = mix(own), own_begin
+            count += 1
+            joined = False
             continue
-        sums[count + 1] = sums[count] * _BASE + np.uint64(letter)
-        places[count] = place
-        begins[count] = parted
-        parted = False
-        count += 1
-    begins[count] = 1
-    return sums[: count + 1], places[:count], begins[: count + 1]
+        for index in range(first, last):
+            if letter == _SPECIAL:
+                folded = flat[index]
+                if folded == 0x20:
+                    continue
+                value = np.uint32(_ALEF) if folded == 0x627 else np.uint32(folded)
+            else:
+                value = letter
+            if not inside:
+                inside, own_begin, own, length, key = True, place, _SEED, 0, 0
+                if not joined:
+                    begin, state = place, _SEED
+            weak = value in (_YA, _WAW)
+            if length < 3:
+                key = key * 4 + (1 if value == _ALEF else 2 if value == _WAW else 3 if value == _YA else 0)
+            length += 1
+            if value != _ALEF:
+                if not weak or length == 1:
+                    own = (own ^ np.uint64(value)) * _PRIME
+                if not weak or (length == 1 and not joined):
+                    state = (state ^ np.uint64(value)) * _PRIME
+        end = place + 1
+    return count, special
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _run_hash(total: Any, words: int) -> Any:
+    """48 bits for words whose hashes h make Σ hᵢ · _BASEⁱ, i counted from the last."""
+    return mix(total + np.uint64(words)) >> np.uint64(64 - 8 * HASH_BYTES)
 
 
 @numba.njit(cache=True, nogil=True)
-def _windows(sums: Any, length: int, power: Any) -> Any:
-    """The hashes of every window of `length` consonants, told from those of other lengths."""
-    count = max(0, len(sums) - length)
-    hashes = np.empty(count, dtype=np.uint64)
-    for start in range(count):
-        hashes[start] = mix(sums[start + length] - sums[start] * power + np.uint64(length))
-    return hashes
+def hash_of_run(hashes: Any) -> Any:
+    """The hash of a run of words given by theirs, uint64 [words], as `verses.npy` holds it."""
+    total, power = np.uint64(0), np.uint64(1)
+    for place in range(len(hashes) - 1, -1, -1):
+        total += hashes[place] * power
+        power *= _BASE
+    return _run_hash(total, len(hashes))
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill(hashes: Any, windows: Any, bits: Any) -> None:
-    mask = np.uint64(len(windows) - 1)
-    for index in range(len(hashes)):
-        value = hashes[index]
-        place = np.int64(value & mask)
-        while windows[place] != 0:
-            place = (place + 1) & np.int64(mask)
-        windows[place] = value
-        bit = value >> np.uint64(64 - _TABLE_BITS - 2)
-        bits[bit >> np.uint64(6)] |= np.uint64(1) << (bit & np.uint64(63))
-
-
-@numba.njit(cache=True, nogil=True)
-def _is_known(value: Any, windows: Any, bits: Any) -> bool:
-    bit = value >> np.uint64(64 - _TABLE_BITS - 2)
+def _is_known(value: Any, known: Any, bits: Any) -> bool:
+    bit = value >> np.uint64(8 * HASH_BYTES - _BIT_COUNT)
     if not (bits[bit >> np.uint64(6)] >> (bit & np.uint64(63))) & np.uint64(1):
         return False
-    mask = np.int64(len(windows) - 1)
-    place = np.int64(value & np.uint64(len(windows) - 1))
-    while windows[place] != 0:
-        if windows[place] == value:
-            return True
-        place = (place + 1) & mask
-    return False
+    low, high = 0, len(known)
+    while low < high:
+        middle = (low + high) >> 1
+        if known[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low < len(known) and known[low] == value
 
 
 @numba.njit(cache=True, nogil=True)
-def _find(codes: Any, table: Any, windows: Any, bits: Any, lengths: Any, powers: Any, window_power: Any) -> Any:
-    """int32 [spans, 2]: places of the first and last consonant of every stretch of scripture; whether there are brackets."""
-    brackets = False
-    for place in range(len(codes)):
-        brackets |= codes[place] == 0xFD3E or codes[place] == 0xFD3F
-    sums, places, begins = _skeleton(codes, table)
-    count = len(places)
-    spans = np.empty((count + 1, 2), dtype=np.int32)
-    found, last = 0, -1  # last: the consonant before which all is covered
-    for start in range(count):
-        stop = 0
-        if start + WINDOW <= count:
-            value = mix(sums[start + WINDOW] - sums[start] * window_power + np.uint64(WINDOW))
-            stop = start + WINDOW if _is_known(value, windows, bits) else 0
-        if stop == 0 and begins[start] and start >= last:
-            for index in range(len(lengths)):
-                length = lengths[index]
-                if start + length > count:
-                    break
-                if begins[start + length]:
-                    value = mix(sums[start + length] - sums[start] * powers[index] + np.uint64(length))
-                    if _is_known(value, windows, bits):
-                        stop = start + length
-        if stop == 0:
+def _match(
+    hashes: Any, plain: Any, begins: Any, plain_begins: Any, ends: Any, known: Any, bits: Any, spans: Any
+) -> int:
+    """Fill `spans` int32 [RUN words or more, 2] with the places of runs that are known; their number."""
+    found, covered = 0, -1  # covered: the last word of the last span
+    for last in range(LEAST_VERSE - 1, len(hashes)):
+        total, power = np.uint64(0), np.uint64(1)
+        first, begin = -1, 0
+        for words in range(1, min(RUN, last + 1) + 1):
+            place = last - words + 1
+            if words >= LEAST_VERSE:
+                if _is_known(_run_hash(total + hashes[place] * power, words), known, bits):
+                    first, begin = place, begins[place]
+                elif plain_begins[place] != begins[place] and _is_known(
+                    _run_hash(total + plain[place] * power, words), known, bits
+                ):
+                    first, begin = place, plain_begins[place]
+            total += hashes[place] * power
+            power *= _BASE
+        if first < 0:
             continue
-        if start <= last:
-            spans[found - 1, 1] = places[stop - 1]
+        while found and first <= covered and begin <= spans[found - 1, 0] and found > 1 and begin <= spans[found - 2, 1]:
+            found -= 1
+        if found and first <= covered:
+            spans[found - 1, 0] = min(begin, spans[found - 1, 0])
         else:
-            spans[found, 0], spans[found, 1] = places[start], places[stop - 1]
+            spans[found, 0] = begin
             found += 1
-        last = max(last, stop)
-    return spans[:found], brackets
+        spans[found - 1, 1] = ends[last]
+        covered = last
+    return found
+
+
+class WordSplitter:
+    """Splits one text after another into words, in buffers that are used again."""
+
+    def __init__(self) -> None:
+        self.letters = _letters()
+        self._starts, self._flat = fold_tables()
+        self._buffers = Words.of(1 << 12)
+
+    def split(self, codes: NDArray[np.uint32]) -> tuple[Words, bool]:
+        """The words of a text, and whether it has brackets, ligatures or private characters to look at."""
+        count, special = _split(codes, self.letters, self._starts, self._flat, *self._buffers)
+        while count < 0:
+            self._buffers = Words.of(2 * len(self._buffers.hashes))
+            count, special = _split(codes, self.letters, self._starts, self._flat, *self._buffers)
+        hashes, plain, begins, plain_begins, ends = self._buffers
+        return Words(hashes[:count], plain[:count], begins[:count], plain_begins[:count], ends[:count]), special
 
 
 class ScriptureFinder:
-    """Finds scripture in one text after another."""
+    """Finds scripture in one text after another; not to be shared by threads."""
 
     def __init__(self) -> None:
-        self._table = _skeleton_table()
-        self._known = _known()
-        self._power = _power(WINDOW)
-        self._powers = np.array([_power(int(length)) for length in self._known.lengths], dtype=np.uint64)
+        self._splitter = WordSplitter()
+        self._known, self._bits = _known()
 
     def spans(self, codes: NDArray[np.uint32]) -> list[tuple[int, int]]:
-        """Where scripture begins and ends in the text of these code points: whole words, sorted, apart from each other."""
-        known = self._known
-        found, has_brackets = _find(
-            codes, self._table, known.windows, known.bits, known.lengths, self._powers, self._power
-        )
-        brackets = _bracketed(codes) if has_brackets else []
-        if not len(found) and not brackets:
+        """Where what is to be frozen begins and ends in the text of these code points: sorted, apart from each other."""
+        words, special = self._splitter.split(codes)
+        count = len(words.hashes)
+        places = np.empty((count, 2), dtype=np.int32)
+        found = _match(*words, self._known, self._bits, places)
+        if not found and not special:
             return []
-        text = codes.tobytes().decode("utf-32-le", "surrogatepass")
-        spans = sorted([*(_whole_words(text, int(first), int(last)) for first, last in found), *brackets])
+        spans = [_widened(codes, self._splitter.letters, int(begin), int(end)) for begin, end in places[:found]]
+        if special:
+            spans = sorted([*spans, *_bracketed(codes), *_single(codes)])
         merged: list[tuple[int, int]] = []
         for begin, end in spans:
             if merged and begin <= merged[-1][1]:
@@ -222,85 +265,121 @@ class ScriptureFinder:
         return merged
 
 
+@cache
+def _known() -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The hashes of runs, sorted, and a set bit for the leading bits of each, which settles most places of a text."""
+    known = hashes_of_bytes(np.load(VERSES))
+    leading = known >> np.uint64(8 * HASH_BYTES - _BIT_COUNT)
+    bits = np.zeros(1 << (_BIT_COUNT - 6), dtype=np.uint64)
+    np.bitwise_or.at(bits, leading >> np.uint64(6), np.uint64(1) << (leading & np.uint64(63)))
+    return known, bits
+
+
+def hashes_of_bytes(packed: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Hashes uint64 [n] of their bytes uint8 [n, HASH_BYTES], as `verses.npy` holds them, the lowest first."""
+    whole = np.zeros((len(packed), 8), dtype=np.uint8)
+    whole[:, :HASH_BYTES] = packed
+    return whole.view("<u8").reshape(-1).astype(np.uint64)
+
+
+def _is_mark(code: int, letters: NDArray[np.uint32]) -> bool:
+    """Whether a character is an Arabic mark, tatweel or ۝."""
+    return 0x610 <= code < 0x900 and code != 0x61C and letters[code] == _DROPPED
+
+
+def _widened(codes: NDArray[np.uint32], letters: NDArray[np.uint32], begin: int, end: int) -> tuple[int, int]:
+    """A span with ۞ before it, and with the marks, signs of recitation and numbers of verses after it."""
+    while begin and _is_mark(int(codes[begin - 1]), letters):
+        begin -= 1
+    before = begin
+    while before and codes[before - 1] in _BLANKS:
+        before -= 1
+    if before and codes[before - 1] == 0x6DE:
+        begin = before - 1
+    while end < len(codes) and _is_mark(int(codes[end]), letters):
+        end += 1
+    tail = _TAIL.match(codes[end : end + 40].tobytes().decode("utf-32-le", "surrogatepass"))
+    return begin, end + (tail.end() if tail else 0)
+
+
+_BLANKS = (0x20, 0xA0)
+_NUMBER = r"[0-9\u0660-\u0669\u06f0-\u06f9]{1,3}"
+_TAIL = re.compile(
+    rf"(?:[ \u00a0]{{0,2}}(?:[\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed\u06e9\u06de]+|\u06dd{_NUMBER}|{_NUMBER}\u06dd|\u06dd|"
+    rf"\({_NUMBER}\)|\[{_NUMBER}\]|[\ufd3e\ufd3f]{_NUMBER}[\ufd3e\ufd3f]))+"
+)
+
+
 def _bracketed(codes: NDArray[np.uint32]) -> list[tuple[int, int]]:
-    """Spans between ornate brackets, the brackets included; either may open, since software mirrors them."""
-    places = np.flatnonzero((codes == ord(_OPENING)) | (codes == ord(_CLOSING)))
-    spans, opened = [], -1
-    for place in places.tolist():
-        if opened >= 0 and codes[place] != codes[opened] and place - opened <= MOST_BRACKETED:
-            spans.append((opened, place + 1))
-            opened = -1
-        else:
-            opened = place
+    """Spans between ornate brackets, these included; pairs may stand in pairs, as ﴿١﴾ in a passage.
+
+    Software mirrors brackets: ﴾ opens where the text begins with one and ends with ﴿, or where a word follows it and
+    none stands before it.
+    """
+    places = np.flatnonzero((codes == _OPENING) | (codes == _CLOSING)).tolist()
+    if not places:
+        return []
+    mirrored = codes[places[0]] == _CLOSING and codes[places[-1]] == _OPENING
+    spans: list[tuple[int, int]] = []
+    opened: list[int] = []
+    for place in places:
+        if opened and codes[opened[-1]] != codes[place]:
+            if place - (begin := opened.pop()) < MOST_BRACKETED:
+                spans.append((begin, place + 1))
+        elif opened or codes[place] == (_CLOSING if mirrored else _OPENING) or _begins_word(codes, place):
+            opened.append(place)
     return spans
 
 
-def _inside_word(character: str) -> bool:
-    return unicodedata.category(character)[0] in "LM" or character in "\u0640\u200c\u200d"
+def _begins_word(codes: NDArray[np.uint32], place: int) -> bool:
+    before = place == 0 or chr(codes[place - 1]).isspace()
+    return before and place + 1 < len(codes) and not chr(codes[place + 1]).isspace()
 
 
-def _without_consonant(character: str) -> bool:
-    return _inside_word(character) and (unicodedata.category(character)[0] == "M" or character in "اأإآٱويىئؤء\u0640")
-
-
-def _whole_words(text: str, first: int, last: int) -> tuple[int, int]:
-    """The span widened to whole words with their marks, and to the signs and the number of the verse after it."""
-    while first > 0 and _inside_word(text[first - 1]):
-        first -= 1
-    before = first
-    while before > 0 and text[before - 1] in " \u00a0":
-        before -= 1
-    start = before
-    while start > 0 and _without_consonant(text[start - 1]):
-        start -= 1
-    if start < before and (start == 0 or not _inside_word(text[start - 1])):
-        first = start  # يا and its kind, of vowels alone
-    end = last + 1
-    while end < len(text) and _inside_word(text[end]):
-        end += 1
-    ahead = end
-    while ahead < len(text) and text[ahead] in " \u00a0":
-        ahead += 1
-    sign = ahead
-    while ahead < len(text) and (text[ahead] in "۝۞۩" or unicodedata.category(text[ahead]) == "Mn"):
-        ahead += 1
-    if ahead > sign:  # a sign of recitation; a number after ۝ is the verse's
-        while ahead < len(text) and text[ahead].isdecimal():
-            ahead += 1
-        end = ahead
-    return first, end
+def _single(codes: NDArray[np.uint32]) -> list[tuple[int, int]]:
+    """Religious ligatures and private characters that `freeze` could take for its own."""
+    ligature = ((codes >= 0xFDF0) & (codes <= 0xFDFF) & (codes != _RIAL)) | ((codes >= 0xFD40) & (codes <= 0xFD4F))
+    return [(place, place + 1) for place in np.flatnonzero(ligature | (codes >= _FIRST_PLACEHOLDER)).tolist()]
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A text with a placeholder for every passage of scripture."""
+    """A text with a placeholder for every span, and what they stand for."""
 
     text: str
-    passages: dict[str, str]
-    """Placeholder → passage, letter for letter."""
+    passages: tuple[str, ...] = ()
 
     def thaw(self, text: str) -> str:
-        """The text, mended or not, with the passages back in it."""
-        return text.translate({ord(placeholder): passage for placeholder, passage in self.passages.items()})
+        """The text, mended or not, with the passages back in it, letter for letter."""
+        return _PLACEHOLDER.sub(self._passage, text) if self.passages else text
+
+    def _passage(self, found: re.Match[str]) -> str:
+        number = ord(found.group()) - _FIRST_PLACEHOLDER
+        return self.passages[number] if number < len(self.passages) else found.group()
 
 
 def freeze(text: str, spans: list[tuple[int, int]]) -> Frozen:
-    """Put a private-use character of its own, which `text` does not have, in the place of every span."""
-    first = (
-        max(
-            (ord(character) for character in set(text) if ord(character) >= _FIRST_PLACEHOLDER),
-            default=_FIRST_PLACEHOLDER - 1,
-        )
-        + 1
-    )
-    spans = spans[: max(0, _LAST_PLACEHOLDER - first)]
-    pieces, passages, last = [], {}, 0
-    for number, (begin, end) in enumerate(spans):
-        placeholder = chr(first + number)
-        passages[placeholder] = text[begin:end]
-        pieces += [text[last:begin], placeholder]
+    """Put a private-use character in the place of every span that `ScriptureFinder.spans` found in the text.
+
+    Equal passages get the same character. Where a text has more different ones than there are characters, the last one
+    stands for everything from the first passage that is too many to the last.
+    """
+    if not spans:
+        return Frozen(text)
+    numbers: dict[str, int] = {}
+    pieces, last = [], 0
+    most = _LAST_PLACEHOLDER - _FIRST_PLACEHOLDER + 1
+    for begin, end in spans:
+        passage = text[begin:end]
+        if len(numbers) == most - 1 and passage not in numbers:
+            end = spans[-1][1]
+            passage = text[begin:end]
+        number = numbers.setdefault(passage, len(numbers))
+        pieces += [text[last:begin], chr(_FIRST_PLACEHOLDER + number)]
         last = end
-    return Frozen("".join([*pieces, text[last:]]), passages)
+        if last == spans[-1][1]:
+            break
+    return Frozen("".join([*pieces, text[last:]]), tuple(numbers))
 
 
 def holds_placeholder(text: str) -> bool:

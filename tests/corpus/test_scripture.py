@@ -1,6 +1,7 @@
 """Verses are found in any spelling at their exact place, and come through letter for letter; prose is left alone."""
 
 import importlib.resources
+import importlib.util
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 
@@ -17,7 +19,7 @@ from megatron_native.corpus.arabic import normalise
 from megatron_native.corpus.cleaner import Cleaner, CleanerSettings
 from megatron_native.corpus.filters import load_preset
 from megatron_native.corpus.folding import code_points
-from megatron_native.corpus.scripture import ScriptureFinder, freeze, holds_placeholder
+from megatron_native.corpus.scripture import VERSES, ScriptureFinder, freeze, holds_placeholder
 from tests.corpus.corpus_files import LIBRARY, STORY
 
 FINDER = ScriptureFinder()
@@ -67,7 +69,7 @@ def test_500_verses_are_found_at_their_place_and_come_through_letter_for_letter(
         text = f"{before} وقد جاء: {verse} . {after}  ثم  تابعوا"
         begin = text.index(verse)
         spans = FINDER.spans(code_points(text))
-        if not any(start <= begin and end >= begin + len(verse) for start, end in spans):
+        if spans != [(begin, begin + len(verse))]:
             missed.append(verse)
         frozen = freeze(text, spans)
         if verse not in frozen.thaw(normalise(frozen.text)):
@@ -111,11 +113,60 @@ def test_a_part_of_a_verse_is_whole_words_with_their_marks_and_signs():
     assert text[start:end] == "يَٰٓأَيُّهَا ٱلَّذِينَ ءَامَنُواْ كُتِبَ عَلَيۡكُمُ ٱلصِّيَامُ ۝١٨٣"
 
 
-def test_freezing_and_thawing_leaves_private_characters_of_the_text_alone():
-    text = "قبل \U00100000 ﴿ الم ﴾ بعد \U00100005 ﴿ طه ﴾"
+def test_brackets_in_brackets_and_brackets_left_over():
+    for text, expected in (
+        ("﴿ الم ﴿١﴾ ذلك ﴿٢﴾ ﴾ ثم قال ﴿ طه ﴾", ["﴿ الم ﴿١﴾ ذلك ﴿٢﴾ ﴾", "﴿ طه ﴾"]),
+        ("بقية ﴾ ثم قال ﴿ طه ﴾", ["﴿ طه ﴾"]),
+        ("﴾ طه ﴿ ثم قال ﴾ يس ﴿", ["﴾ طه ﴿", "﴾ يس ﴿"]),
+    ):
+        assert spans_of(text) == expected
+
+
+def test_a_particle_before_a_verse_is_part_of_it_only_where_the_verse_has_it():
+    assert spans_of("قرأ و«قل هو الله أحد» ثم سكت") == ["قل هو الله أحد"]
+    assert spans_of("قرأ و قل هو الله أحد ثم سكت") == ["قل هو الله أحد"]
+    assert spans_of("قرأ يا أيها الناس اتقوا ربكم الذي خلقكم ثم سكت") == ["يا أيها الناس اتقوا ربكم الذي خلقكم"]
+    assert spans_of("قرأ أو لم ير الإنسان أنا خلقناه ثم سكت") == ["أو لم ير الإنسان أنا خلقناه"]
+
+
+def test_verses_that_follow_each_other_are_found_with_their_numbers_the_short_ones_too():
+    text = "قرأ: قُلۡ هُوَ ٱللَّهُ أَحَدٌ ۝١ ٱللَّهُ ٱلصَّمَدُ (٢) لَمۡ يَلِدۡ وَلَمۡ يُولَدۡ ﴿٣﴾ ثم سكت"
+    assert spans_of(text) == ["قُلۡ هُوَ ٱللَّهُ أَحَدٌ ۝١ ٱللَّهُ ٱلصَّمَدُ (٢) لَمۡ يَلِدۡ وَلَمۡ يُولَدۡ ﴿٣﴾"]
+
+
+def test_ligatures_are_frozen_and_the_sign_of_the_rial_is_not():
+    assert spans_of("قال النبي ﷺ إن الأجر عند ﷲ وثمنه 5 ﷼") == ["ﷺ", "ﷲ"]
+
+
+def spans_of(text):
+    return [text[start:end] for start, end in FINDER.spans(code_points(text))]
+
+
+@pytest.mark.parametrize("private", ["\U00100000", "\U0010fffd", "\U0010ffff", "\U00100005 \U00100001"])
+def test_private_characters_of_the_text_survive_and_protect_no_less(private):
+    text = f"قبل {private} ﴿ الم ﴾ بعد {private} ﴿ طه ﴾"
     frozen = freeze(text, FINDER.spans(code_points(text)))
     assert "﴿" not in frozen.text and frozen.thaw(frozen.text) == text
     assert holds_placeholder(frozen.text) and not holds_placeholder(STORY)
+
+
+def test_more_passages_than_placeholders():
+    text = " ".join(f"﴿{number}﴾" for number in range(70_000)) + " ثم سكت"
+    frozen = freeze(text, FINDER.spans(code_points(text)))
+    assert "﴿" not in frozen.text and frozen.text.endswith(" ثم سكت") and frozen.thaw(frozen.text) == text
+
+
+def test_without_spans_the_text_is_the_same_object():
+    frozen = freeze(STORY, [])
+    assert frozen.text is STORY and frozen.thaw(STORY) is STORY
+
+
+def test_the_committed_hashes_are_those_of_the_script():
+    path = Path(__file__).parents[2] / "docs" / "make_verses.py"
+    spec = importlib.util.spec_from_file_location("make_verses", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert np.array_equal(np.load(VERSES), script.packed())
 
 
 def test_quotations_in_real_news_are_few_and_no_ordinary_prose():
