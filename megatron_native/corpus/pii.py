@@ -52,7 +52,7 @@ _PHONE_CUE = re.compile(
 _ID_CUE = re.compile(
     r"(?:هوية|الهوية|هويته|هويتي|هويتها|القومي|الوطني|الوطنية|المدني|المدنية|إقامة|الإقامة|الاقامة|إقامته|البطاقة|"
     r"بطاقته|national id|iqama|"
-    r"civil id|id number|id no)(?:\s+(?:رقم|برقم|هو|is))*\W{0,4}$",
+    r"civil id|id number|id no)(?:\s+(?:رقم|برقم|هو|هي|الوطنية|الخاص|الخاصة|به|بها|للمواطنة?|للمقيمة?|is))*\W{0,4}$",
     re.IGNORECASE,
 )
 _CUE_CHARACTERS = 40
@@ -76,6 +76,11 @@ _INTERNATIONAL = re.compile("(?:" + "|".join(f"{code}0?{number}" for code, numbe
 # Mobile numbers whose local form no other number has: Saudi Arabia and the Emirates 05…, Egypt 01…, Iraq 07…, Jordan 07…,
 # Maghreb 06/07…, Syria and Sudan 09…, Yemen 07…; Saudi freephone numbers 9200… and 800….
 _LOCAL_MOBILE = re.compile(r"(?:05\d{8}|01[0125]\d{8}|07[3-9]\d{8}|07[789]\d{7}|0[67]\d{8}|09\d{8}|9200\d{5}|800\d{7})")
+# Visa, Mastercard (both series), Maestro and mada, American Express, Diners, JCB, Discover and UnionPay, at their lengths.
+_CARD = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|5[0-8]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}|"
+    r"3(?:0[0-5]|[68]\d)\d{11}|35\d{14}|6\d{15,18}"
+)
 
 
 @cache
@@ -165,7 +170,7 @@ def _number(found: re.Match[str], counts: Counter[str]) -> str:
     written = _ascii(raw)
     digits = re.sub(r"\D", "", written)
     before = found.string[max(0, found.start() - _CUE_CHARACTERS) : found.start()]
-    kind = _kind(digits, "+" in written, before)
+    kind = None if raw.count("/") > 1 else _kind(digits, "+" in written, before)  # dates, numbers of letters
     if kind in (NATIONAL_ID, CARD) and not digits.startswith("784") and min(map(len, re.findall(r"\d+", written))) < 3:
         return raw  # a list of small numbers whose digits happen to check
     if kind is None:
@@ -190,7 +195,7 @@ def _kind(digits: str, plus: bool, before: str) -> str | None:
         and digits[:3] in ("966", "971", "962", "961", "964", "963", "965", "974")
     ):
         return PHONE
-    if 13 <= len(digits) <= 19 and digits[0] in "3456" and _luhn(digits):
+    if _CARD.fullmatch(digits) and _luhn(digits):
         return CARD
     if _ID_CUE.search(before) and 8 <= len(digits) <= 16:
         return NATIONAL_ID
