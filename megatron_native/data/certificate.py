@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +40,7 @@ _PROSE = [
     "\u200fنص\u200e مع\u200b محارف\u200c خفية\u200d و\u202aاتجاهات\u202c \ufeff\u2066هنا\u2069\u061c\u00ad",
     "ࢠ ࢡ ࢢ ࡰ ࢎ ࣔ ࣰ ࣿ ݐ ݭ ݿ ۖۗۘۙۚۛۜ ۞ ۝ ۩ ٱ ٰ",
     "a" * 300 + " " + "ا" * 300 + " " + "هههههههههههههههههههههههه " * 5,
+    "كتاب" * 2000, "َُّ" * 500, " " * 3000, "\n" * 999, "\t \n" * 700, "١٢٣" * 400 + "0" * 1000, "ـ" * 700, "!" * 600,
     " ", "  ", "\n", "\n\n\n", "\t\t", "\r\n\r\n ", " \n \n ", "   بداية", "نهاية   ", "كلمة     كلمة\t\tكلمة", "", "ا",
     "َ", ".", "٠",
 ]  # fmt: skip
@@ -79,12 +81,16 @@ class Certificate:
         return asdict(self)
 
 
-def difficult_texts(special_tokens: Iterable[str]) -> list[str]:
-    """The texts of the differential run: prose, its spellings, special tokens in it, and seeded noise over many scripts."""
+def difficult_texts(added_tokens: Iterable[str]) -> list[str]:
+    """The texts of the differential run: prose and its normal forms, added tokens in it, seeded noise over many scripts.
+
+    The last one is all the others joined, since engines cut long texts into chunks.
+    """
     generator = random.Random(_SEED)
     texts = list(_PROSE)
-    for token in list(special_tokens)[:40]:
-        texts += [token, f"نص {token} نص", f"x{token}{token[:-1]}{token[1:]}y"]
+    texts += [unicodedata.normalize(form, text) for text in _PROSE[:14] for form in ("NFC", "NFD", "NFKD")]
+    for token in added_tokens:
+        texts += [token, f"نص {token} نص", f"x{token}{token[:-1]}{token[1:]}y", f" \n{token}  \n{token.upper()}"]
     letters = [chr(code) for code in range(0x621, 0x64B)]
     marks = [chr(code) for code in (*range(0x64B, 0x660), 0x670, 0x640)]
     for _ in range(400):  # words with marks anywhere, in any order and number
@@ -109,7 +115,7 @@ def difficult_texts(special_tokens: Iterable[str]) -> list[str]:
             else:
                 characters.append(chr(generator.randint(other_low, other_high)))
         texts.append("".join(characters))
-    return texts
+    return [*texts, "".join(texts)]
 
 
 def examine(
@@ -117,19 +123,31 @@ def examine(
     version: str,
     fast: Encode,
     reference: Encode,
-    special_tokens: Iterable[str],
+    added_tokens: Iterable[str],
     sample: Sequence[str] = (),
 ) -> Certificate:
-    """Encode the difficult texts, and a sample of the user's own, with both, and compare every id."""
-    texts = [*difficult_texts(special_tokens), *sample]
-    digest = hashlib.sha256()
+    """Encode the difficult texts, and a sample of the user's own, with both, and compare every id.
+
+    Args:
+        engine: the fast engine's name.
+        version: its version.
+        fast: encodes with it.
+        reference: encodes with what it must equal.
+        added_tokens: the spellings of the tokenizer's added tokens, special or not.
+        sample: further texts.
+    """
+    texts = [*difficult_texts(added_tokens), *sample]
+    digest, size = hashlib.sha256(), 0
     for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    size = sum(len(text.encode()) for text in texts)
+        content = text.encode("utf-8", "surrogatepass")
+        digest.update(content + b"\0")
+        size += len(content)
     reason = ""
     try:
         found = fast(texts)
-    except Exception as error:  # engines raise types of their own
+    except BaseException as error:  # engines raise types of their own; a panic in Rust is not even an Exception
+        if isinstance(error, KeyboardInterrupt):
+            raise
         reason = f"it can't encode: {' '.join(str(error).split())[:200]}"
     else:
         for text, ours, theirs in zip(texts, found, reference(texts), strict=True):

@@ -94,9 +94,11 @@ class IndexedWriter:
         self._documents += 1
         self._ends.write(struct.pack("<q", self._sequences))
 
-    def add_documents(self, ids: NDArray[Any], lengths: Sequence[int], sequences: Sequence[int]) -> None:
+    def add_documents(
+        self, ids: NDArray[Any], lengths: Sequence[int] | NDArray[Any], sequences: Sequence[int] | NDArray[Any]
+    ) -> None:
         """Append several documents at once: all their ids, every sequence's length, and how many sequences each has."""
-        self._bin.write(np.asarray(ids).astype(self.dtype, copy=False).tobytes())
+        self._bin.write(np.ascontiguousarray(ids, dtype=self.dtype).data)
         self._lengths.write(np.asarray(lengths, dtype="<i4").tobytes())
         ends = np.cumsum(np.asarray(sequences, dtype="<i8")) + self._sequences
         self._ends.write(ends.astype("<i8", copy=False).tobytes())

@@ -7,11 +7,15 @@ separator. A new kind of tokenizer is one subclass of `Tokenizer` and one line o
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,18 +48,16 @@ class Tokenizer(ABC):
         path: the file the vocabulary was read from.
         vocab_size: one more than the largest id that can occur.
         bos_id: the id every document begins with, or None where documents begin with their text.
-        hash: sha256 over the vocabulary's content, the same whatever the file's formatting.
+        engine: the program that encodes.
+        certificate: what the differential run of a faster engine found, where one was made.
     """
 
     name: str
     path: Path
     vocab_size: int
     bos_id: int | None
-    hash: str
     engine: str = ""
-    """The program that encodes."""
     certificate: Certificate | None = None
-    """What the differential run of a faster engine found, where one was made."""
 
     def __init__(self, eod_token: str | None, bos: bool | None) -> None:
         self._eod_token = self._resolve_separator(eod_token)
@@ -63,6 +65,17 @@ class Tokenizer(ABC):
         specials = sorted((s for s in self.special_tokens() if s), key=len, reverse=True)
         self._specials_pattern = re.compile("|".join(map(re.escape, specials))) if specials else None
         self._special_beginnings = sorted({special[:2] for special in specials})
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over the vocabulary's content, the same whatever the file's formatting."""
+        digest = hashlib.sha256(self._hashed_content()).hexdigest()
+        _return_freed_memory()
+        return digest
+
+    @abstractmethod
+    def _hashed_content(self) -> bytes:
+        """What the hash is made of."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -130,9 +143,11 @@ class Tokenizer(ABC):
 
     def count_special_tokens(self, text: str) -> int:
         """How many spellings of special tokens stand in a text (all of them are encoded as ordinary text)."""
-        if self._specials_pattern is None or not any(beginning in text for beginning in self._special_beginnings):
-            return 0
-        return len(self._specials_pattern.findall(text))
+        for beginning in self._special_beginnings:  # a search for two letters costs a tenth of the pattern's
+            if beginning in text:
+                assert self._specials_pattern is not None
+                return len(self._specials_pattern.findall(text))
+        return 0
 
     def description(self) -> dict[str, Any]:
         """What a manifest records of the tokenizer and its document policy."""
@@ -182,48 +197,76 @@ class HuggingFaceTokenizer(Tokenizer):
         from tokenizers import Tokenizer as RustTokenizer
 
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            self._rust = RustTokenizer.from_str(json.dumps(content, ensure_ascii=False))
+            content = self.path.read_text(encoding="utf-8")
+            self._rust = RustTokenizer.from_str(content)
         except Exception as error:  # the library raises a bare Exception for a file it can't read
             raise UserError(f"{self.path} is not a readable tokenizer.json ({error}).") from error
         self._rust.no_truncation()
         self._rust.no_padding()
         self._rust.encode_special_tokens = True  # special tokens in the text are text
         self._config = _read_config(self.path.with_name("tokenizer_config.json"))
-        self._mark_named_tokens_special()
+        if self._mark_named_tokens_special():
+            content = self._rust.to_str()
         self._added = self._rust.get_added_tokens_decoder()
         self.vocab_size = max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        vocabulary = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
-        self.hash = _content_hash(json.dumps(vocabulary, sort_keys=True, ensure_ascii=False).encode())
         super().__init__(eod_token, bos)
-        self.engine, self._fast = "tokenizers", None
+        self.engine = "tokenizers"
+        self._fast: Any = None
         if engine != "tokenizers":
-            self._take_fast_engine(certified=engine == "fastokens")
+            self._take_fast_engine(content, certified=engine == "fastokens")
 
-    def _take_fast_engine(self, certified: bool) -> None:
+    @override
+    def _hashed_content(self) -> bytes:
+        content = json.loads(self.path.read_text(encoding="utf-8"))
+        vocabulary = {key: value for key, value in content.items() if key not in ("truncation", "padding")}
+        return json.dumps(vocabulary, sort_keys=True, ensure_ascii=False).encode()
+
+    def _take_fast_engine(self, content: str, certified: bool) -> None:
         """Encode with fastokens, after a differential run unless one was made before."""
         version = ""
+        # One thread, the caller's: work is spread over processes, and more threads would fight for their cores.
+        # Read once, when the engine first encodes; RAYON_NUM_THREADS says nothing to it.
+        os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
         try:
             import fastokens
 
             version = metadata.version("fastokens")
-            self._fast = fastokens.Tokenizer.from_json_str(self._rust.to_str())
-        except Exception as error:  # it is not installed, or does not know this kind of tokenizer
+            _return_freed_memory()
+            self._fast = fastokens.Tokenizer.from_json_str(content)
+            self._fast.no_truncation()
+            self._fast.no_padding()
+            _return_freed_memory()
+        except BaseException as error:  # it is not installed, or does not know this kind of tokenizer; a Rust panic
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            self._fast = None
             reason = "it is not installed" if isinstance(error, ImportError) else f"it can't load the tokenizer: {error}"
             self.certificate = not_usable("fastokens", version, " ".join(reason.split())[:200])
             return
         if not certified:
-            self.certificate = examine(
-                "fastokens", version, self._split_flat, self.encode_batch_by_reference, self.special_tokens()
-            )
-            if not self.certificate.equal:
-                self._fast = None
-                return
-        self.engine = "fastokens"
+            self.engine = "fastokens"
+            self.certify()
+        else:
+            self.engine = "fastokens"
 
-    def _split_flat(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        ids, bounds = self.encode_flat(texts)
-        return [ids[start:stop] for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist())]
+    def certify(self, sample: Sequence[str] = ()) -> Certificate:
+        """Examine the fast engine on the difficult texts and a sample of the user's own; on a difference it is dropped.
+
+        Where there is no fast engine (not asked for, not installed, dropped before), the certificate says that it isn't
+        used.
+        """
+        if self._fast is None:
+            self.certificate = self.certificate or not_usable("fastokens", "", "it was not asked for")
+            return self.certificate
+        spellings = [token.content for token in self._added.values()]
+        version = metadata.version("fastokens")
+        self.certificate = examine(
+            "fastokens", version, self._encode_fast, self.encode_batch_by_reference, spellings, sample
+        )
+        if not self.certificate.equal:
+            self.engine, self._fast = "tokenizers", None
+        _return_freed_memory()
+        return self.certificate
 
     @override
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -232,10 +275,14 @@ class HuggingFaceTokenizer(Tokenizer):
         ids, bounds = self._fast.encode_batch_flat(list(texts), False, True)
         return np.frombuffer(ids, dtype=np.uint32).view(np.int32), np.frombuffer(bounds, dtype=np.uint64).view(np.int64)
 
-    def _mark_named_tokens_special(self) -> None:
+    def _encode_fast(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        ids, bounds = self.encode_flat(texts)
+        return [ids[start:stop] for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist())]
+
+    def _mark_named_tokens_special(self) -> bool:
         """Tokens that the configuration names (`eos_token`, …) are special even where tokenizer.json forgets to say so.
 
-        transformers does the same when it loads a tokenizer.
+        transformers does the same when it loads a tokenizer. Whether there were such tokens is returned.
         """
         from tokenizers import AddedToken
 
@@ -243,10 +290,11 @@ class HuggingFaceTokenizer(Tokenizer):
         named = {_token_text(value) for key, value in self._config.items() if key.endswith("_token")}
         tokens = [AddedToken(token, special=True, normalized=False) for token in sorted(added & (named - {None}))]
         self._rust.add_special_tokens(tokens)
+        return bool(tokens)
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        return self._split_flat(texts) if self._fast is not None else self.encode_batch_by_reference(texts)
+        return self._encode_fast(texts) if self._fast is not None else self.encode_batch_by_reference(texts)
 
     def encode_batch_by_reference(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """`encode_batch` by Hugging Face's own `tokenizers`, whatever the engine."""
@@ -311,8 +359,12 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(f"{self.path} is not a readable SentencePiece model ({error}).") from error
         self._config = _read_config(self.path.with_name("tokenizer_config.json"))
         self.vocab_size = int(self._processor.vocab_size())
-        self.hash = _content_hash(content)
+        self._content = content
         super().__init__(eod_token, bos)
+
+    @override
+    def _hashed_content(self) -> bytes:
+        return self._content
 
     @override
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -411,5 +463,7 @@ def _token_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _content_hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _return_freed_memory() -> None:
+    """Give the pages that work on a vocabulary freed back to the system: 200 MB of loading LLaMA-3's, with glibc."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
