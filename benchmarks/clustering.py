@@ -98,7 +98,8 @@ def measure(folder: Path, documents: int, memory_bytes: int) -> dict[str, Any]:
     leave = int((keepers != np.arange(documents, dtype=np.uint32)).sum())
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "documents": f"{documents:,}", "seconds_pairs": round(pairs_seconds, 1), "seconds_components": round(components_seconds, 1),
+        "documents": f"{documents:,}", "seconds_pairs": round(pairs_seconds, 1),
+        "seconds_components": round(components_seconds, 1),
         "seconds_a_million": round((pairs_seconds + components_seconds) / documents * 1e6, 2),
         "peak_of_a_band_task_mb": round(peak / 1e6), "main_process_mb": round(own / 1e6),
         "planted_copies_found": f"{leave:,} of {planted:,}", "memory_setting_mb": round(memory_bytes / 1e6),

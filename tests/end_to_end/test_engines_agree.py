@@ -52,7 +52,7 @@ def test_local_ray_and_a_job_array_give_the_same_hashes(tmp_path):
         "stages:\n"
         f"  - clean: {{input: ['{data}/saudinewsnet'], text_key: content, id_key: url, part_bytes: 8000000}}\n"
         "  - dedup: {part_bytes: 8000000, repeated_lines: 30}\n"
-        f"  - tokenize: {{name: ar, input: '@dedup/ar', tokenizer_model: {tmp_path}/tokenizer, append_eod: true, part_bytes: 8000000}}\n"
+        f"  - tokenize: {{name: ar, input: '@dedup/ar', tokenizer_model: {tmp_path}/tokenizer, part_bytes: 8000000}}\n"
     )
     command = ["corpus", "--recipe", str(recipe), "--output"]
 

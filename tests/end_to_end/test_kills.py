@@ -29,8 +29,8 @@ def inputs(tmp_path_factory):
     (folder / "dump").mkdir()
     for number in range(4):
         with open(folder / "dump" / f"{number}.jsonl", "w", encoding="utf-8") as file:
-            for seed in range(1500):
-                text = arabic_text(seed % 1300 + 1300 * number, 150)
+            for seed in range(700):
+                text = arabic_text(seed % 600 + 600 * number, 150)
                 file.write(json.dumps({"id": f"{number}-{seed}", "text": text}, ensure_ascii=False) + "\n")
             file.write('{"title": "no text"}\n')
     write_llama3(folder / "tokenizer")
@@ -38,7 +38,7 @@ def inputs(tmp_path_factory):
 
 
 def command(stage, folder, output):
-    common = ["--input", str(folder / "dump"), "--workers", "2", "--part-bytes", "400000"]
+    common = ["--input", str(folder / "dump"), "--workers", "2", "--part-bytes", "200000"]
     own = {
         "clean": ["--preset", "none", "--output", str(output / "out")],
         "dedup": ["--output", str(output / "out")],
