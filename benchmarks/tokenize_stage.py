@@ -5,10 +5,11 @@
 Ours is the real command. The peers are Megatron-LM's classic loop and its gigatoken loop (a few lines each, of the same
 shape), and datatrove's MegatronDocumentTokenizer; one that is not installed is listed as such. Every run is a process
 of its own. `mb_per_s` is UTF-8 text over the time beyond that of the same run on ten documents, which is `start_s` (most
-of it loads the vocabulary): what a long run comes to. `whole_s` is the wall clock of it all. `peak_mb` is the largest
-process. fastokens alone encodes the texts from memory on one core, and its rate is doubled, since two cores are what the
-others have: its first pass over the news is what a run over as much text compares with, its pass over news it has seen
-what the run over the repeated file does. (Not called tokenize.py, which would hide the standard library's.)
+of it loads the vocabulary): what a long run comes to. `mb_per_cpu_s` is the same over the processor time of all its
+processes, which other work on the machine changes less. `whole_s` is the wall clock of it all, `peak_mb` the largest
+process. fastokens alone encodes the texts from memory on one core: `ours_faster` compares with twice its rate, since two
+cores are what the others have. Its pass over the news is what a run over as much text compares with; the repeated file
+is text that every engine has in its cache. (Not called tokenize.py, which would hide the standard library's.)
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +86,23 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
             rows.append({"name": title, "input": f"not installed ({', '.join(missing)})"})
             continue
         inputs = [(whole, 1, arguments.repeats if fast else 1)] + [(long, arguments.times, 1)] * fast
-        start = statistics.median(child(name, few, tokenizer, folder)["seconds"] for _ in range(arguments.repeats))
+        start = median(child(name, few, tokenizer, folder) for _ in range(arguments.repeats))
         for source, times, repeats in inputs:
-            found = [child(name, source, tokenizer, folder) for _ in range(repeats)]
-            seconds = statistics.median(run["seconds"] for run in found)
-            rate = size * times / max(seconds - (0 if name == "fastokens" else start), 1e-9)
+            found = median(child(name, source, tokenizer, folder) for _ in range(repeats))
+            cores = 1 if name == "fastokens" else 2
+            rates = [size * times / max(found[what] - start[what], 1e-9) for what in ("seconds", "cpu")]
             rows.append({
-                "name": title, "input": f"news × {times}", "mb": round(size * times, 1), "whole_s": round(seconds, 2),
-                "start_s": round(start, 2), "mb_per_s": round(rate, 1), "peak_mb": max(run["peak_mb"] for run in found),
+                "name": title, "input": f"news × {times}", "whole_s": round(found["seconds"], 2),
+                "start_s": round(start["seconds"], 2), "mb_per_s": round(rates[0], 1), "mb_per_cpu_s": round(rates[1], 1),
+                "cores": cores, "peak_mb": round(found["peak_mb"]),
             })  # fmt: skip
             print(rows[-1], flush=True)
+    ours = {row["input"]: row for row in rows if row["name"] == OURS}
     for row in rows:
-        ours = next(r["mb_per_s"] for r in rows if r["name"] == OURS and r["input"] in (row["input"], "news × 1"))
-        if row.get("mb_per_s"):
-            twice = 2 if row["name"].startswith("fastokens") else 1
-            same = [r["mb_per_s"] for r in rows if r["name"] == OURS and r["input"] == row["input"]]
-            row["ours_is"] = f"{(same[0] if same else ours) / row['mb_per_s'] / twice:.2f} ×" + " twice" * (twice == 2)
+        if "cores" in row:
+            our = ours[row["input"]]
+            row["ours_faster"] = round(our["mb_per_s"] / row["mb_per_s"] / (2 / row["cores"]), 2)
+            row["ours_faster_in_cpu"] = round(our["mb_per_cpu_s"] / row["mb_per_cpu_s"], 2)
     child("ours", whole, tokenizer, folder)
     check = child("check", whole, tokenizer, folder)
     save(
@@ -119,11 +123,20 @@ def child(name: str, source: Path, tokenizer: Path, folder: Path) -> dict[str, A
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def median(runs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The median of each figure."""
+    found = list(runs)
+    return {name: statistics.median(run[name] for run in found) for name in found[0]}
+
+
 def finished(started: float) -> dict[str, Any]:
-    """Seconds since the start, and the peak of the largest process so far, this one or one it waited for."""
+    """Seconds since the start; of this process and all it waited for, the processor time and the largest one's peak."""
     seconds = time.perf_counter() - started
-    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return {"seconds": seconds, "peak_mb": max(usage) // 1024}
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "seconds": seconds, "cpu": sum(one.ru_utime + one.ru_stime for one in usage),
+        "peak_mb": max(one.ru_maxrss for one in usage) / 1024,
+    }  # fmt: skip
 
 
 # The candidates: each reads `source` and writes into `out`.
@@ -240,18 +253,18 @@ def run_fastokens(source: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
     import fastokens
 
     loaded = fastokens.Tokenizer.from_json_str(tokenizer.read_text(encoding="utf-8"))
-    seconds, batch, characters = 0.0, list[str](), 0
+    seconds, cpu, batch, characters = 0.0, 0.0, list[str](), 0
     with open(source, encoding="utf-8") as lines:
-        for line in [*lines, None]:
+        for line in chain(lines, (None,)):
             if line is not None:
                 batch.append(json.loads(line)["text"])
                 characters += len(batch[-1])
             if characters >= 1 << 20 or line is None:
-                started = time.perf_counter()
+                started, worked = time.perf_counter(), time.process_time()
                 loaded.encode_batch_flat(batch, False, True)
-                seconds += time.perf_counter() - started
+                seconds, cpu = seconds + time.perf_counter() - started, cpu + time.process_time() - worked
                 batch, characters = [], 0
-    return {**finished(0.0), "seconds": seconds}
+    return {**finished(0.0), "seconds": seconds, "cpu": cpu}
 
 
 # What is not measured.

@@ -23,6 +23,7 @@ _ENGLISH_ABBREVIATIONS = [
     "jr", "sr", "u.s", "u.k", "u.n", "a.m", "p.m", "approx", "est",
 ]  # fmt: skip
 _CLOSERS = "»”’\")]}›﴾"
+_NO_LETTERS = r"()\[\]{}\"';:*@«»‹›“”‘’﴿﴾?!؟…۔"
 
 
 class SentenceSplitter:
@@ -48,6 +49,7 @@ class SentenceSplitter:
 
         class _Ends(punkt.PunktLanguageVars):
             sent_end_chars = (".", "?", "!", "؟", "…", "۔")
+            _re_non_word_chars = rf"(?:[{_NO_LETTERS}])"  # before any of these a full stop may end a sentence
 
         self._punkt: Any = punkt.PunktSentenceTokenizer(parameters, lang_vars=_Ends())
         self._keep_newlines = keep_newlines

@@ -224,9 +224,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def _take_fast_engine(self, content: str, certified: bool) -> None:
         """Encode with fastokens, after a differential run unless one was made before."""
         version = ""
-        # One thread, the caller's: work is spread over processes, and more threads would fight for their cores.
-        # Read once, when the engine first encodes; RAYON_NUM_THREADS says nothing to it.
+        # One thread at work: the work is spread over processes, whose cores more threads would fight for. The engine has
+        # a pool of its own beside rayon's (which cuts long texts); both look when they first encode.
         os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+        os.environ.setdefault("RAYON_NUM_THREADS", "1")
         try:
             import fastokens
 

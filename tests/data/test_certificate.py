@@ -1,6 +1,9 @@
 """The fast engine encodes only where a differential run finds it equal, and what it found is told."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from megatron_native.data import tokenizers as module
 from megatron_native.data.certificate import difficult_texts, examine
 from megatron_native.data.tokenizers import load_tokenizer
-from tests.data.small_tokenizers import SENTENCES
+from tests.data.small_tokenizers import SENTENCES, write_bpe
 
 
 def ids_of(texts):
@@ -86,3 +89,49 @@ def test_a_difference_makes_the_reference_encode(smollm, monkeypatch):
     loaded = load_tokenizer("HuggingFaceTokenizer", smollm, engine="auto")
     assert (loaded.engine, loaded.certificate.equal) == ("tokenizers", False)
     assert np.array_equal(loaded.encode("كتاب"), loaded.encode_batch_by_reference(["كتاب"])[0])
+
+
+def test_a_sample_of_the_users_own_can_refuse_the_engine(smollm, monkeypatch):
+    tokenizer = load_tokenizer("HuggingFaceTokenizer", smollm, engine="auto")
+    before = tokenizer.certificate
+    after = tokenizer.certify(["نص من بيانات المستخدم"])
+    assert after.equal and after.texts == before.texts + 1 and after.texts_sha256 != before.texts_sha256
+    reference = tokenizer.encode_batch_by_reference
+
+    def differing(texts):
+        return [ids[:-1] if text == "خاص" else ids for text, ids in zip(texts, reference(texts))]
+
+    monkeypatch.setattr(tokenizer, "encode_batch_by_reference", differing)
+    refused = tokenizer.certify(["خاص"])
+    assert not refused.equal and refused.reason.startswith("'خاص' gives")
+    assert tokenizer.engine == "tokenizers"
+    assert tokenizer.certificate is refused
+
+
+def test_added_words_that_are_no_special_tokens_are_examined_too(tmp_path):
+    from tokenizers import AddedToken, Tokenizer
+
+    folder = write_bpe(tmp_path, ["<|endoftext|>"])
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("[X]", lstrip=True, rstrip=True)])
+    tokenizer.save(path)
+    loaded = load_tokenizer("HuggingFaceTokenizer", folder, engine="auto")
+    for text in ("a <think> b", "a  [X]  b <|endoftext|>", "<think><think>[X]"):
+        assert np.array_equal(loaded.encode(text), loaded.encode_batch_by_reference([text])[0])
+    assert loaded.certificate.texts == len(difficult_texts(["<|endoftext|>", "<think>", "[X]"]))
+
+
+def test_the_fast_engine_works_in_one_thread(smollm):
+    code = (
+        "import os, sys; from megatron_native.data.tokenizers import load_tokenizer; "
+        "loaded = load_tokenizer('HuggingFaceTokenizer', sys.argv[1], engine='fastokens'); "
+        "before = len(os.listdir('/proc/self/task')); "
+        "loaded.encode_flat(['كلمة ' * 50_000] * 50); "
+        "print(len(os.listdir('/proc/self/task')) - before)"
+    )
+    limits = ("FASTOKENS_BPE_THREADS", "RAYON_NUM_THREADS")
+    environment = {key: value for key, value in os.environ.items() if key not in limits}
+    done = subprocess.run([sys.executable, "-c", code, str(smollm)], capture_output=True, text=True, env=environment)
+    # a pool of one thread, in which the caller's work is done while the caller waits
+    assert done.stdout.strip() in ("0", "1"), done.stderr

@@ -190,3 +190,18 @@ def test_a_dataset_survives_pickling_and_a_cut_while_it_is_read_is_named(tmp_pat
 def test_a_dataset_of_nothing_is_readable(tmp_path):
     dataset = verify_structure(write(tmp_path / "x", []))
     assert (len(dataset), dataset.document_count, dataset.token_count) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_documents_added_together_are_those_added_one_by_one(tmp_path, dtype):
+    documents = [[[1, 2], [3]], [], [[4]], [[5, 6, 7], [8], [9, 10]], []]
+    with IndexedWriter(tmp_path / "singly", dtype) as writer:
+        for sequences in documents:
+            ids = [token for sequence in sequences for token in sequence]
+            writer.add_document(np.array(ids, dtype=np.int64), [len(sequence) for sequence in sequences])
+    with IndexedWriter(tmp_path / "together", dtype) as writer:
+        for batch in (documents[:2], documents[2:], []):
+            lengths = [len(sequence) for sequences in batch for sequence in sequences]
+            ids = [token for sequences in batch for sequence in sequences for token in sequence]
+            writer.add_documents(np.array(ids, dtype=np.int64), lengths, [len(sequences) for sequences in batch])
+    assert same_files(tmp_path / "singly", tmp_path / "together")
