@@ -13,7 +13,7 @@ from megatron_native.documents.readers import read_documents
 from megatron_native.documents.records import MAX_LINE_BYTES, Document, Refusal
 from megatron_native.documents.splitting import Lines
 
-__all__ = ["Document", "OnRead", "Refusal", "documents_in", "records_in", "side_files", "tokens_in_index"]
+__all__ = ["Damage", "Document", "OnRead", "Refusal", "documents_in", "records_in", "side_files", "tokens_in_index"]
 
 _LINE_ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.bz2")
 
@@ -66,4 +66,4 @@ def tokens_in_index(prefix: Path) -> tuple[int, int]:
     from megatron_native.data.indexed import IndexedTokens
 
     dataset = IndexedTokens(prefix)
-    return int(dataset.sequence_lengths.sum(dtype="int64")), len(dataset.document_indices) - 1
+    return int(dataset.token_count), int(dataset.document_count)
