@@ -94,7 +94,9 @@ def _parameters(settings: CleanSettings) -> dict[str, Any]:
     import msgspec
 
     values: dict[str, Any] = msgspec.to_builtins(settings)
-    return {**values.pop("reading"), **values}
+    reading = values.pop("reading")
+    reading.pop("metadata")
+    return {**reading, **values}
 
 
 def _clean_part(

@@ -108,7 +108,9 @@ def dedup(
     import msgspec
 
     values: dict[str, Any] = msgspec.to_builtins(settings)
-    parameters = {**values.pop("reading"), **values}
+    reading = values.pop("reading")
+    reading.pop("metadata")
+    parameters = {**reading, **values}
     work = partial(_work, parts=parts, settings=settings, memory_bytes=memory_bytes, keep_signatures=keep_signatures)
     return run_stage("dedup", files, root, output, parameters, execution or Execution(), work)
 

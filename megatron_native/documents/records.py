@@ -46,12 +46,14 @@ class ReadSettings(msgspec.Struct, frozen=True):
         id_key: key or column of the id; a record without one is called `FILE:OFFSET`.
         text_unit: what one document of plain text is: `file`, `line` or `paragraph` (blank lines between).
         max_line_bytes: a longer line (or element of an array) is refused without being held in memory.
+        metadata: whether documents get their record's other keys; without them reading is faster.
     """
 
     text_key: str = "text"
     id_key: str = "id"
     text_unit: str = "file"
     max_line_bytes: int = MAX_LINE_BYTES
+    metadata: bool = True
 
 
 def refusal(source: str, offset: int, reason: str, raw: bytes, detail: str = "") -> Refusal:
@@ -118,13 +120,5 @@ def _without(record: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def text_fault(text: str) -> str | None:
-    """Why a string can't be a document's text, or None."""
-    if "\x00" in text:
-        return "NUL character"
-    if text.isascii():
-        return None
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "lone surrogate"
-    return None
+    """Why a decoded text file can't be a document's text, or None."""
+    return "NUL character" if "\x00" in text else None
