@@ -81,7 +81,7 @@ class TokenizeSettings:
 
     def reading(self) -> ReadSettings:
         """What of a record is its text and its id."""
-        return ReadSettings(self.json_key, self.id_key, self.text_unit, self.max_line_bytes)
+        return ReadSettings(self.json_key, self.id_key, self.text_unit, self.max_line_bytes, metadata=False)
 
 
 @dataclass
