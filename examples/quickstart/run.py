@@ -132,6 +132,7 @@ class Quickstart:
         table.add_row("Hugging Face folder", f"{exported} (loads with plain transformers)")
         table.add_row("took", f"{math.ceil(time.monotonic() - self.started)} s, this run")
         self.console.print(Panel(table, title="quickstart", title_align="left"))
+        self.console.print(f"what became of the corpus, to look at in a browser: {self.work / 'report.html'}")
         self.console.print("next, with a dump of your own:")
         self.console.print(
             "  megatron-native clean --input /path/to/your/dump/ --output runs/mine/cleaned\n"
