@@ -18,7 +18,8 @@ WIDTH = 1040.0
 _TALL = 150.0
 _BAR, _LABEL, _GAP, _ROW = 12.0, 38.0, 22.0, 20.0
 _LEAST = 1.2
-_SHOWN_REASONS = 7
+_SHOWN_REASONS = {"copy": 2, "dropped": 6, "quarantined": 3}
+"""How many reasons of each kind are named, one below the other."""
 _END = 170.0
 _CHARACTER = 6.3
 
@@ -44,24 +45,22 @@ class _Node:
 
 
 def exits_of(stage: Stage) -> list[Exit]:
-    """How records leave a stage, most frequent first; rare reasons as one."""
-    ways = [
-        Exit(reason, count, "copy" if reason in COPIES else "dropped")
-        for reason, count in stage.dropped.items()
-        if count
-    ]
-    ways += [Exit(reason, count, "quarantined") for reason, count in stage.quarantined.items() if count]
-    order = {"copy": 0, "dropped": 1, "quarantined": 2}
-    ways.sort(key=lambda way: (order[way.kind], -way.records, way.name))
-    dropped = [way for way in ways if way.kind == "dropped"]
-    if len(ways) > _SHOWN_REASONS + 1 and len(dropped) > 2:
-        fewer = dropped[max(1, _SHOWN_REASONS - (len(ways) - len(dropped))) :]
-        rest = Exit(f"{len(fewer)} more reasons", sum(way.records for way in fewer), "dropped")
-        last = ways.index(fewer[-1])
-        ways = [way for way in ways[: last + 1] if way not in fewer] + [rest] + ways[last + 1 :]
+    """How records leave a stage, by kind and most frequent first; the rare reasons of a kind as one."""
+    ways: dict[str, list[Exit]] = {kind: [] for kind in _SHOWN_REASONS}
+    for reason, count in stage.dropped.items():
+        kind = "copy" if reason in COPIES else "dropped"
+        ways[kind].append(Exit(reason, count, kind))
+    ways["quarantined"] = [Exit(reason, count, "quarantined") for reason, count in stage.quarantined.items()]
+    exits = []
+    for kind, most in _SHOWN_REASONS.items():
+        found = sorted((way for way in ways[kind] if way.records), key=lambda way: (-way.records, way.name))
+        rare = found[most:] if len(found) > most + 1 else []
+        exits += found[: len(found) - len(rare)]
+        if rare:
+            exits.append(Exit(f"{len(rare)} more reasons", sum(way.records for way in rare), kind))
     if stage.unread:
-        ways.append(Exit("in no later stage given", stage.unread, "rest"))
-    return ways
+        exits.append(Exit("in no later stage given", stage.unread, "rest"))
+    return exits
 
 
 def flow(stages: Sequence[Stage], links: Sequence[Link], names: Mapping[str, str]) -> Html:
