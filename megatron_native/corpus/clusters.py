@@ -2,14 +2,18 @@
 
 Documents are numbered over all parts. For every band, keys are sorted with their document numbers packed into the same
 64 bits, so that a sort of plain integers brings documents that share the band together; keys that lose bits to the
-number may meet by chance, which the verification on the sketches undoes. Where a band does not fit into memory, it is
-gone through in ranges of keys. Inside a bucket every document is compared with the bucket's first and with the one
-before it, so that a bucket costs no more than its size; chains join through the components.
+number may meet by chance, which the verification on the sketches undoes. Where a band does not fit into memory, its keys
+are dealt out to files by their leading bits first, each written and read once, and a file that is still too large is
+dealt out again. Inside a bucket every document is compared with the bucket's first and with the one before it, so that a
+bucket costs no more than its size, and one that memory can't hold is gone through in pieces; chains join through the
+components.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +23,170 @@ from numpy.typing import NDArray
 
 from megatron_native.corpus.minhash import SKETCH_VALUES
 from megatron_native.corpus.signatures import SignaturePart
+from megatron_native.errors import UserError
 
 PAIR = np.dtype([("one", "<u4"), ("other", "<u4")])
 """Numbers of two documents, the smaller first; 4 billion documents are the most."""
+_MOST_DOCUMENTS = 1 << 32
 _BYTES_A_KEY = 48
-"""Memory that a key costs while its range is sorted: read, packed, filtered, copied by the sort and the pairs of it."""
+"""Of the memory given, to one key that is sorted: 8 for itself, 16 for its two pairs, as much again for the looks at the
+sketches."""
+_LEAST_KEYS = 1024
+_RANGE_BITS = 8
+"""Keys are dealt out to 256 files at once at most."""
+_BLOCK = 1 << 16
+"""Keys read at a time."""
+
+Block = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+"""Keys, with their documents' numbers."""
 
 
 def first_numbers(parts: Sequence[SignaturePart]) -> NDArray[np.int64]:
-    """int64 [parts + 1]: the number of each part's first document, and the number of documents."""
-    return np.concatenate([[0], np.cumsum([part.documents for part in parts])]).astype(np.int64)
+    """int64 [parts + 1]: the number of each part's first document, and the number of documents.
+
+    Raises:
+        UserError: there are more documents than 32 bits number.
+    """
+    firsts = np.concatenate([[0], np.cumsum([part.documents for part in parts])]).astype(np.int64)
+    if firsts[-1] > _MOST_DOCUMENTS:
+        raise UserError(
+            f"{int(firsts[-1]):,} documents are too many for one dedup, which numbers {_MOST_DOCUMENTS:,} at most: "
+            "deduplicate the corpus in two halves first, and what they keep together then."
+        )
+    return firsts
 
 
-def candidate_pairs(parts: Sequence[SignaturePart], column: int, memory_bytes: int) -> Iterator[NDArray[Any]]:
-    """Pairs (`PAIR` arrays, a range of keys at a time) of documents that share a key of `column`.
+def candidate_pairs(
+    parts: Sequence[SignaturePart], column: int, memory_bytes: int, spool: Path
+) -> Iterator[NDArray[Any]]:
+    """Pairs (`PAIR` arrays, each sorted) of documents that share a key of `column`; texts that are empty have none.
 
     Args:
         parts: all documents' signatures.
         column: a band; −1 for the digests (then equal keys are equal documents, up to 64 of the digest's bits).
-        memory_bytes: ranges are made so small that one takes no more.
+        memory_bytes: what may be held; half of it is left to whoever takes the pairs.
+        spool: folder for keys that memory can't hold, made when needed and removed; 8 bytes a document, twice that for
+            what has to be dealt out again.
     """
-    firsts = first_numbers(parts)
-    documents = int(firsts[-1])
-    number_bits = max(1, int(documents - 1).bit_length()) if documents else 1
-    ranges = max(1, -(-documents * _BYTES_A_KEY // memory_bytes))
-    range_bits = (ranges - 1).bit_length()
-    for index in range(1 << range_bits):
-        packed = [
-            _packed(part, column, int(first), number_bits, range_bits, index) for part, first in zip(parts, firsts[:-1])
-        ]
-        keys = np.concatenate(packed) if packed else np.empty(0, dtype=np.uint64)
-        del packed
-        keys.sort()
-        pairs = _bucket_pairs(keys, np.uint64(number_bits))
-        yield pairs.view(PAIR).reshape(-1)
+    documents = int(first_numbers(parts)[-1])
+    number_bits = max(1, (documents - 1).bit_length())
+    most = max(_LEAST_KEYS, memory_bytes // _BYTES_A_KEY)
+    if documents <= most:
+        keys, count = np.empty(documents, dtype=np.uint64), 0
+        for block, numbers in _blocks(parts, column):
+            keys[count : count + len(block)] = _packed(block, numbers, 0, number_bits)
+            count += len(block)
+        yield _sorted_pairs(keys[:count], number_bits)
+        return
+    shutil.rmtree(spool, ignore_errors=True)  # what a run that was killed left
+    try:
+        yield from _in_ranges(_blocks(parts, column), documents, 64, number_bits, most, spool)
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
 
 
-def _packed(
-    part: SignaturePart, column: int, first: int, number_bits: int, range_bits: int, index: int
-) -> NDArray[np.uint64]:
-    """Keys of a part that lie in a range, their leading bits (behind the range's) above the documents' numbers."""
-    keys = part.band(column) if column >= 0 else part.digests()[:, 0]
-    numbers = np.arange(first, first + part.documents, dtype=np.uint64)
-    chosen = ~part.empty()
-    if range_bits:
-        chosen &= (keys >> np.uint64(64 - range_bits)) == np.uint64(index)
-        keys = keys << np.uint64(range_bits)
-    keys, numbers = keys[chosen], numbers[chosen]
-    return (keys >> np.uint64(number_bits) << np.uint64(number_bits)) | numbers
+def _blocks(parts: Sequence[SignaturePart], column: int) -> Iterator[Block]:
+    for part, first in zip(parts, first_numbers(parts)[:-1]):
+        for start in range(0, part.documents, _BLOCK):
+            stop = min(start + _BLOCK, part.documents)
+            keys = part.band(column, start, stop) if column >= 0 else part.digests(start, stop)[:, 0]
+            numbers = np.arange(first + start, first + stop, dtype=np.uint64)
+            empty = part.empty(start, stop)
+            yield (keys[~empty], numbers[~empty]) if empty.any() else (keys, numbers)
+
+
+def _packed(keys: NDArray[np.uint64], numbers: NDArray[np.uint64], taken: int, number_bits: int) -> NDArray[np.uint64]:
+    """The keys' leading bits, behind the first `taken` of them, above the numbers."""
+    return (keys << np.uint64(taken)) >> np.uint64(number_bits) << np.uint64(number_bits) | numbers
+
+
+def _in_ranges(
+    blocks: Iterable[Block], count: int, bits: int, number_bits: int, most: int, folder: Path
+) -> Iterator[NDArray[Any]]:
+    """Pairs of `count` keys of which memory holds `most`; `bits` of the keys are still unknown to be equal."""
+    range_bits = min(_RANGE_BITS, bits, max(1, (-(-5 * count // (4 * most)) - 1).bit_length()))
+    folder.mkdir(parents=True)
+    counts = _deal_out(blocks, range_bits, number_bits, folder, most)
+    left = min(bits - range_bits, 64 - number_bits)
+    for index, size in enumerate(counts):
+        path = folder / str(index)
+        if size <= most:
+            yield _sorted_pairs(np.fromfile(path, dtype=np.uint64), number_bits)
+        elif left > 0:
+            yield from _in_ranges(_read_back(path, number_bits), size, left, number_bits, most, folder / f"{index}-")
+        else:
+            yield from _pairs_of_one_bucket(path, number_bits, most)
+        path.unlink()
+    folder.rmdir()
+
+
+def _deal_out(blocks: Iterable[Block], range_bits: int, number_bits: int, folder: Path, most: int) -> list[int]:
+    """Write packed keys to a file for each value of their leading bits, in the order they come; the files' lengths."""
+    ranges = 1 << range_bits
+    counts = np.zeros(ranges, dtype=np.int64)
+    buffer = min(1 << 18, max(4096, 4 * most // ranges))
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / str(index), "wb", buffering=buffer)) for index in range(ranges)]
+        for keys, numbers in blocks:
+            dealt, ends = _dealt(
+                keys, _packed(keys, numbers, range_bits, number_bits), np.uint64(64 - range_bits), ranges
+            )
+            start = 0
+            for file, end in zip(files, ends.tolist()):
+                file.write(dealt[start:end].data)
+                start = end
+            counts += np.diff(ends, prepend=0)
+    return [int(count) for count in counts]
+
+
+@numba.njit(cache=True, nogil=True)
+def _dealt(keys: Any, packed: Any, shift: Any, ranges: int) -> Any:
+    """`packed` grouped by the leading bits of `keys`, in order inside a group, and the groups' ends int64 [ranges]."""
+    ends = np.zeros(ranges, dtype=np.int64)
+    for key in keys:
+        ends[key >> shift] += 1
+    places = np.zeros(ranges, dtype=np.int64)
+    for index in range(1, ranges):
+        ends[index] += ends[index - 1]
+        places[index] = ends[index - 1]
+    result = np.empty_like(packed)
+    for place in range(len(keys)):
+        index = keys[place] >> shift
+        result[places[index]] = packed[place]
+        places[index] += 1
+    return result, ends
+
+
+def _read_back(path: Path, number_bits: int) -> Iterator[Block]:
+    low = np.uint64((1 << number_bits) - 1)
+    for start in range(0, path.stat().st_size, 8 * _BLOCK):
+        packed = np.fromfile(path, dtype=np.uint64, count=_BLOCK, offset=start)
+        yield packed & ~low, packed & low
+
+
+def _pairs_of_one_bucket(path: Path, number_bits: int, most: int) -> Iterator[NDArray[Any]]:
+    """Pairs of keys that are all equal, as they are in the order of their numbers, `most` at a time."""
+    ends = np.empty(0, dtype=np.uint64)  # the bucket's first, and the last of the piece before
+    for start in range(0, path.stat().st_size, 8 * most):
+        piece = np.concatenate([ends, np.fromfile(path, dtype=np.uint64, count=most, offset=start)])
+        yield _sorted_pairs(piece, number_bits, known=len(ends))
+        ends = piece[[0, -1]]
+
+
+def _sorted_pairs(packed: NDArray[np.uint64], number_bits: int, known: int = 0) -> NDArray[Any]:
+    """Pairs of packed keys, which are sorted in place; `known` of the first keys are no pair again."""
+    packed.sort()
+    pairs = _bucket_pairs(packed, np.uint64(number_bits))[max(0, known - 1) :]
+    pairs.sort()
+    _swap_halves(pairs)
+    return pairs.view(PAIR)
 
 
 @numba.njit(cache=True, nogil=True)
 def _bucket_pairs(packed: Any, number_bits: Any) -> Any:
-    """uint32 [2 × pairs] of sorted packed keys: each of a bucket with the bucket's first and with the one before it."""
+    """uint64 [pairs], one number above the other: each of a bucket with the bucket's first and with the one before it."""
     low = (np.uint64(1) << number_bits) - np.uint64(1)
+    half = np.uint64(32)
     length = len(packed)
     count, start = 0, 0
     for place in range(1, length):
@@ -80,55 +194,83 @@ def _bucket_pairs(packed: Any, number_bits: Any) -> Any:
             count += 1 if place - start == 1 else 2
         else:
             start = place
-    pairs = np.empty(2 * count, dtype=np.uint32)
+    pairs = np.empty(count, dtype=np.uint64)
     count, start = 0, 0
     for place in range(1, length):
         if packed[place] >> number_bits != packed[place - 1] >> number_bits:
             start = place
             continue
-        pairs[count] = np.uint32(packed[start] & low)
-        pairs[count + 1] = np.uint32(packed[place] & low)
-        count += 2
+        number = packed[place] & low
+        pairs[count] = (packed[start] & low) << half | number
+        count += 1
         if place - start > 1:
-            pairs[count] = np.uint32(packed[place - 1] & low)
-            pairs[count + 1] = np.uint32(packed[place] & low)
-            count += 2
+            pairs[count] = (packed[place - 1] & low) << half | number
+            count += 1
     return pairs
 
 
-class Sketches:
-    """The sketches of all documents, looked at in sorted order so that the disk is read forwards; none is held."""
+@numba.njit(cache=True, nogil=True)
+def _swap_halves(values: Any) -> None:
+    for place in range(len(values)):
+        values[place] = values[place] << np.uint64(32) | values[place] >> np.uint64(32)
 
-    def __init__(self, parts: Sequence[SignaturePart]) -> None:
+
+class Sketches:
+    """The sketches (or digests) of all documents, looked at in sorted order so that the disk is read forwards.
+
+    Args:
+        parts: all documents' signatures; no file is kept open.
+        memory_bytes: what a look may take; more pairs are gone through in blocks.
+    """
+
+    def __init__(self, parts: Sequence[SignaturePart], memory_bytes: int = 256 << 20) -> None:
         self._parts = list(parts)
         self._firsts = first_numbers(parts)
+        self._window = max(1 << 16, memory_bytes // 4)
         self.permutations = parts[0].permutations if parts else 1
+        self.pairs_at_once = max(256, memory_bytes // 2 // (3 * max(16, self.permutations) + 64))
 
-    def similarities(self, pairs: NDArray[Any], block: int = 1 << 16) -> NDArray[np.float32]:
+    def similarities(self, pairs: NDArray[Any]) -> NDArray[np.float32]:
         """float32 [pairs]: the estimates of pairs, best given sorted by their first document."""
         found = np.empty(len(pairs), dtype=np.float32)
-        for start in range(0, len(pairs), block):
-            chunk = pairs[start : start + block]
-            found[start : start + block] = _estimates(self.rows(chunk["one"]), self.rows(chunk["other"]))
+        chance = 1 / SKETCH_VALUES
+        for start in range(0, len(pairs), self.pairs_at_once):
+            chunk = pairs[start : start + self.pairs_at_once]
+            equal = _equal_bytes(self.rows(chunk["one"]), self.rows(chunk["other"])) / self.permutations
+            found[start : start + len(chunk)] = np.maximum(0, (equal - chance) / (1 - chance))
         return found
 
-    def rows(self, numbers: NDArray[Any]) -> NDArray[np.uint8]:
-        """uint8 [numbers, permutations]."""
+    def equal_digests(self, pairs: NDArray[Any]) -> NDArray[np.bool_]:
+        """Bool [pairs]: whether all 128 bits of the digests agree."""
+        found = np.empty(len(pairs), dtype=bool)
+        for start in range(0, len(pairs), self.pairs_at_once):
+            chunk = pairs[start : start + self.pairs_at_once]
+            equal = _equal_bytes(self.rows(chunk["one"], digests=True), self.rows(chunk["other"], digests=True))
+            found[start : start + len(chunk)] = equal == 16
+        return found
+
+    def rows(self, numbers: NDArray[Any], digests: bool = False) -> NDArray[np.uint8]:
+        """uint8 [numbers, permutations], or [numbers, 16]: the sketches, or digests, of documents in any order."""
         order = np.argsort(numbers, kind="stable")
         ordered = numbers[order].astype(np.int64)
-        result = np.empty((len(numbers), self.permutations), dtype=np.uint8)
+        result = np.empty((len(numbers), 16 if digests else self.permutations), dtype=np.uint8)
         bounds = np.searchsorted(ordered, self._firsts)
-        for place, part in enumerate(self._parts):
+        for place in np.flatnonzero(np.diff(bounds)):
             low, high = bounds[place], bounds[place + 1]
-            if low < high:  # mapped for this look alone: pages of a map that stays would add up
-                result[order[low:high]] = part.sketches()[ordered[low:high] - self._firsts[place]]
+            rows = ordered[low:high] - self._firsts[place]
+            self._parts[place].take(rows, result, order[low:high], digests, self._window)
         return result
 
 
-def _estimates(ours: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float32]:
-    chance = 1 / SKETCH_VALUES
-    equal = (ours == others).mean(axis=1, dtype=np.float32)
-    return np.maximum(0, (equal - chance) / (1 - chance)).astype(np.float32)
+@numba.njit(cache=True, nogil=True)
+def _equal_bytes(ours: Any, others: Any) -> Any:
+    result = np.empty(len(ours), dtype=np.int32)
+    for row in range(len(ours)):
+        equal = 0
+        for place in range(ours.shape[1]):
+            equal += ours[row, place] == others[row, place]
+        result[row] = equal
+    return result
 
 
 def verified_pairs(
@@ -136,43 +278,21 @@ def verified_pairs(
 ) -> int:
     """Write the pairs of a band whose sketches agree (of the digests: that are equal) to `output`; their number.
 
-    The file is `PAIR` after `PAIR`, sorted inside a range of keys, written beside its place and renamed.
+    The file is `PAIR` after `PAIR`, sorted inside a range of keys, written beside its place and renamed. Keys that
+    memory can't hold lie beside it meanwhile.
     """
-    sketches = Sketches(parts)
+    sketches = Sketches(parts, memory_bytes // 2)
     partial = output.with_name(output.name + ".partial")
     count = 0
     with open(partial, "wb") as file:
-        for pairs in candidate_pairs(parts, column, memory_bytes):
-            pairs = _sorted(pairs)
-            good = _equal_digests(parts, pairs) if column < 0 else sketches.similarities(pairs) >= threshold
-            pairs[good].tofile(file)
-            count += int(good.sum())
+        for pairs in candidate_pairs(parts, column, memory_bytes, output.with_name(output.name + ".ranges")):
+            for start in range(0, len(pairs), sketches.pairs_at_once):
+                chunk = pairs[start : start + sketches.pairs_at_once]
+                good = sketches.equal_digests(chunk) if column < 0 else sketches.similarities(chunk) >= threshold
+                chunk[good].tofile(file)
+                count += int(good.sum())
     partial.replace(output)
     return count
-
-
-def _sorted(pairs: NDArray[Any]) -> NDArray[Any]:
-    """Pairs with the smaller number first, sorted, each once."""
-    one = np.minimum(pairs["one"], pairs["other"]).astype(np.uint64)
-    other = np.maximum(pairs["one"], pairs["other"]).astype(np.uint64)
-    packed = np.unique(one << np.uint64(32) | other)
-    result = np.empty(len(packed), dtype=PAIR)
-    result["one"], result["other"] = packed >> np.uint64(32), packed & np.uint64(0xFFFFFFFF)
-    return result
-
-
-def _equal_digests(parts: Sequence[SignaturePart], pairs: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether all 128 bits of the digests agree."""
-    firsts = first_numbers(parts)
-    rows = {name: np.empty((len(pairs), 2), dtype=np.uint64) for name in ("one", "other")}
-    for place, part in enumerate(parts):
-        digests = None
-        for name, found in rows.items():
-            inside = (pairs[name] >= firsts[place]) & (pairs[name] < firsts[place + 1])
-            if inside.any():
-                digests = part.digests() if digests is None else digests
-                found[inside] = digests[pairs[name][inside].astype(np.int64) - firsts[place]]
-    return (rows["one"] == rows["other"]).all(axis=1)
 
 
 def components(

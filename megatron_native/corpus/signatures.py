@@ -1,12 +1,14 @@
 r"""Signatures on disk: one file a part, column after column, so that one band of all documents is read alone.
 
-Layout (little-endian): 8 bytes `MNSIGN1\\0`, u64 documents N, u32 bands B, u32 permutations P; then the columns
+Layout (little-endian): 8 bytes `MNSIGN1\0`, u64 documents N, u32 bands B, u32 permutations P; then the columns
 digests [N, 16] bytes, bands [B, N] u64, sketches [N, P] u8, rank keys [N] i64, flags [N] u8 (1: the text is empty).
 About 16 + 8 B + P + 9 bytes a document: 249 with 14 bands of 8 rows.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -24,43 +26,43 @@ EMPTY_FLAG = 1
 
 
 class SignatureWriter:
-    """Writes one part's signatures, beside its place and renamed; a few megabytes are held, whatever the documents."""
+    """Writes one part's signatures, beside its place and renamed; about a megabyte is held, whatever the documents."""
 
     def __init__(self, path: Path, settings: MinHashSettings) -> None:
         self._path, self._settings = path, settings
-        self._columns = {
-            name: path.with_name(f"{path.name}.{name}.partial") for name in ("digests", "sketches", "ranks", "flags")
-        }
-        self._columns |= {
-            f"band{band}": path.with_name(f"{path.name}.band{band}.partial") for band in range(settings.bands)
-        }
-        self._held: dict[str, list[bytes]] = {name: [] for name in self._columns}
-        self._documents = 0
+        self._digests = np.empty((_BLOCK, 16), dtype=np.uint8)
+        self._bands = np.empty((settings.bands, _BLOCK), dtype=np.uint64)
+        self._sketches = np.empty((_BLOCK, settings.permutations), dtype=np.uint8)
+        self._ranks = np.empty(_BLOCK, dtype=np.int64)
+        self._flags = np.empty(_BLOCK, dtype=np.uint8)
+        names = ["digests", *(f"band{band}" for band in range(settings.bands)), "sketches", "ranks", "flags"]
+        arrays = [self._digests, *self._bands, self._sketches, self._ranks, self._flags]
+        self._columns = [(path.with_name(f"{path.name}.{name}.partial"), array) for name, array in zip(names, arrays)]
+        self._partial = path.with_name(path.name + ".partial")
+        self._documents = self._held = 0
 
     def __enter__(self) -> SignatureWriter:
-        for path in self._columns.values():
-            path.unlink(missing_ok=True)
+        self._remove()
         return self
 
     def add(self, signed: Signed, rank: int) -> None:
         """The next document's signature and rank key (the highest of a cluster stays)."""
-        held = self._held
-        held["digests"].append(signed.digest)
-        held["sketches"].append(signed.sketch.tobytes())
-        held["ranks"].append(struct.pack("<q", rank))
-        held["flags"].append(bytes([EMPTY_FLAG * signed.empty]))
-        raw = signed.bands.tobytes()
-        for band in range(self._settings.bands):
-            held[f"band{band}"].append(raw[8 * band : 8 * band + 8])
-        self._documents += 1
-        if self._documents % _BLOCK == 0:
+        place = self._held
+        self._digests[place] = np.frombuffer(signed.digest, dtype=np.uint8)
+        self._bands[:, place] = signed.bands
+        self._sketches[place] = signed.sketch
+        self._ranks[place] = rank
+        self._flags[place] = EMPTY_FLAG * signed.empty
+        self._held += 1
+        if self._held == _BLOCK:
             self._spool()
 
     def _spool(self) -> None:
-        for name, path in self._columns.items():
+        for path, array in self._columns:
             with open(path, "ab") as file:
-                file.write(b"".join(self._held[name]))
-            self._held[name].clear()
+                file.write(array[: self._held].data)
+        self._documents += self._held
+        self._held = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -69,22 +71,26 @@ class SignatureWriter:
             if kind is None:
                 self._join()
         finally:
-            for path in self._columns.values():
-                path.unlink(missing_ok=True)
+            self._remove()
 
     def _join(self) -> None:
         import shutil
 
         self._spool()
-        settings = self._settings
-        partial = self._path.with_name(self._path.name + ".partial")
-        names = ["digests", *(f"band{band}" for band in range(settings.bands)), "sketches", "ranks", "flags"]
-        with open(partial, "wb") as out:
-            out.write(_HEADER.pack(_MAGIC, self._documents, settings.bands, settings.permutations))
-            for name in names:
-                with open(self._columns[name], "rb") as column:
+        with open(self._partial, "wb") as out:
+            out.write(_header(self._documents, self._settings.bands, self._settings.permutations))
+            for path, _ in self._columns:
+                with open(path, "rb") as column:
                     shutil.copyfileobj(column, out, 1 << 20)
-        partial.replace(self._path)
+        self._partial.replace(self._path)
+
+    def _remove(self) -> None:
+        for path in (self._partial, *(path for path, _ in self._columns)):
+            path.unlink(missing_ok=True)
+
+
+def _header(documents: int, bands: int, permutations: int) -> bytes:
+    return _HEADER.pack(_MAGIC, documents, bands, permutations)
 
 
 def write_signatures(
@@ -96,41 +102,49 @@ def write_signatures(
 ) -> None:
     """A whole signature file from arrays [N, 16], [B, N], [N, P] and [N], none of them empty texts; for synthetic sets."""
     with open(path, "wb") as out:
-        out.write(_HEADER.pack(_MAGIC, len(ranks), len(bands), sketches.shape[1]))
+        out.write(_header(len(ranks), len(bands), sketches.shape[1]))
         for column in (digests, bands, sketches, ranks, np.zeros(len(ranks), dtype=np.uint8)):
             np.ascontiguousarray(column).tofile(out)
 
 
 class SignaturePart:
-    """One part's signature file; columns are read on demand, nothing is held."""
+    """One part's signature file; columns are read on demand, nothing is held.
+
+    Raises:
+        ValueError: the file holds no signatures, or fewer than it says.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with open(path, "rb") as file:
-            magic, self.documents, self.bands, self.permutations = _HEADER.unpack(file.read(_HEADER.size))
-        if magic != _MAGIC:
+            header = file.read(_HEADER.size)
+            size = os.fstat(file.fileno()).st_size
+        if len(header) < _HEADER.size or header[: len(_MAGIC)] != _MAGIC:
             raise ValueError(f"{path} holds no signatures")
+        _, self.documents, self.bands, self.permutations = _HEADER.unpack(header)
         count = self.documents
         self._band_start = _HEADER.size + 16 * count
         self._sketch_start = self._band_start + 8 * self.bands * count
         self._rank_start = self._sketch_start + self.permutations * count
         self._flag_start = self._rank_start + 8 * count
+        if size != self._flag_start + count:
+            raise ValueError(f"{path} has {size} bytes where {count} signatures take {self._flag_start + count}")
 
-    def band(self, band: int) -> NDArray[np.uint64]:
-        """uint64 [documents]: the keys of one band."""
-        return self._column(self._band_start + 8 * band * self.documents, "<u8", self.documents)
+    def band(self, band: int, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
+        """uint64 [documents]: the keys of one band; of documents `start` to `stop` alone where these are given."""
+        return self._column(self._band_start + 8 * band * self.documents, "<u8", 1, start, stop)
 
-    def digests(self) -> NDArray[np.uint64]:
-        """uint64 [documents, 2]."""
-        return self._column(_HEADER.size, "<u8", 2 * self.documents).reshape(-1, 2)
+    def digests(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint64]:
+        """uint64 [documents, 2]; as `band`."""
+        return self._column(_HEADER.size, "<u8", 2, start, stop).reshape(-1, 2)
 
     def ranks(self) -> NDArray[np.int64]:
         """int64 [documents]."""
-        return self._column(self._rank_start, "<i8", self.documents)
+        return self._column(self._rank_start, "<i8", 1)
 
-    def empty(self) -> NDArray[np.bool_]:
-        """Bool [documents]."""
-        return (self._column(self._flag_start, "u1", self.documents) & EMPTY_FLAG).astype(bool)
+    def empty(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Bool [documents]; as `band`."""
+        return (self._column(self._flag_start, "u1", 1, start, stop) & EMPTY_FLAG).astype(bool)
 
     def sketches(self) -> NDArray[np.uint8]:
         """uint8 [documents, permutations], mapped: only what is looked at is read."""
@@ -138,5 +152,27 @@ class SignaturePart:
             return np.empty((0, self.permutations), dtype=np.uint8)
         return np.memmap(self.path, np.uint8, "r", self._sketch_start, (self.documents, self.permutations))
 
-    def _column(self, offset: int, dtype: str, count: int) -> NDArray[Any]:
-        return np.fromfile(self.path, dtype=dtype, count=count, offset=offset)
+    def take(
+        self, rows: NDArray[np.int64], out: NDArray[np.uint8], places: NDArray[np.int64], digests: bool, window: int
+    ) -> None:
+        """Copy the sketches (or digests) of documents `rows`, ascending, to `out[places]`.
+
+        No more than `window` bytes of the file are mapped at a time: pages of a map count as memory while it stays.
+        """
+        width, offset = (16, _HEADER.size) if digests else (self.permutations, self._sketch_start)
+        step, start = max(1, window // width), 0
+        with open(self.path, "rb") as file:
+            while start < len(rows):
+                low = int(rows[start])
+                stop = int(np.searchsorted(rows, low + step))
+                begin, end = offset + low * width, offset + (int(rows[stop - 1]) + 1) * width
+                aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
+                with mmap.mmap(file.fileno(), end - aligned, access=mmap.ACCESS_READ, offset=aligned) as mapped:
+                    table = np.frombuffer(mapped, dtype=np.uint8, offset=begin - aligned).reshape(-1, width)
+                    out[places[start:stop]] = table[rows[start:stop] - low]
+                    del table  # a map with a view on it can't be closed
+                start = stop
+
+    def _column(self, offset: int, dtype: str, width: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        item, count = np.dtype(dtype).itemsize * width, (self.documents if stop is None else stop) - start
+        return np.fromfile(self.path, dtype=dtype, count=width * count, offset=offset + item * start)

@@ -1,5 +1,6 @@
 """Clusters from signatures: found as brute force finds them, in little memory, whatever the cut into parts and ranges."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ from megatron_native.corpus.clusters import (
     candidate_pairs,
     choose_keepers,
     components,
+    first_numbers,
     verified_pairs,
 )
 from megatron_native.corpus.minhash import MinHashSettings, Signer, similarity_of_sketches
 from megatron_native.corpus.signatures import SignaturePart, SignatureWriter, write_signatures
+from megatron_native.errors import UserError
 from tests.corpus.corpus_files import arabic_text
 from tests.corpus.test_minhash import changed
 
@@ -62,29 +65,6 @@ def test_planted_clusters_are_found_however_they_are_cut(tmp_path, memory_bytes,
     assert clusters_of(components(files, 1000, memory_bytes)) == planted
 
 
-def test_signatures_come_back_as_they_were_signed(tmp_path):
-    signer = Signer(SETTINGS)
-    signed = [signer.sign(text) for text in ("", arabic_text(1), arabic_text(2), "***")]
-    with SignatureWriter(tmp_path / "a", SETTINGS) as writer:
-        for number, one in enumerate(signed):
-            writer.add(one, -number)
-    part = SignaturePart(tmp_path / "a")
-    assert part.documents == 4
-    for band in range(14):
-        assert part.band(band).tolist() == [one.bands[band] for one in signed]
-    assert np.array_equal(part.sketches(), [one.sketch for one in signed])
-    assert [row.tobytes() for row in part.digests()] == [one.digest for one in signed]
-    assert part.ranks().tolist() == [0, -1, -2, -3]
-    assert part.empty().tolist() == [True, False, False, False]
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_a_writer_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), SignatureWriter(tmp_path / "a", SETTINGS):
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_pairs_are_those_of_brute_force_on_real_signatures(tmp_path):
     signer, texts = Signer(SETTINGS), []
     for seed in range(40):
@@ -109,8 +89,48 @@ def test_pairs_are_those_of_brute_force_on_real_signatures(tmp_path):
 
 def test_a_large_bucket_costs_no_more_than_its_size(tmp_path):
     parts = synthetic(tmp_path, 5000, np.zeros(5000, dtype=np.int64))
-    (pairs,) = candidate_pairs(parts, 0, 1 << 30)
-    assert len(pairs) == 2 * 5000 - 3  # each with the first and the one before, the second with one that is both
+    expected = {(0, other) for other in range(1, 5000)} | {(other - 1, other) for other in range(2, 5000)}
+    for memory_bytes in (1 << 30, 1 << 10):  # at once, and in pieces
+        pairs = np.concatenate(list(candidate_pairs(parts, 0, memory_bytes, tmp_path / "spool")))
+        assert len(pairs) == 2 * 5000 - 3  # each with the first and the one before, the second with one that is both
+        assert set(map(tuple, pairs.tolist())) == expected
+    assert not (tmp_path / "spool").exists()
+
+
+def test_pairs_are_the_same_however_little_memory_there_is(tmp_path):
+    """A bucket of half the documents, many small ones and many documents alone, dealt out once, twice and in pieces."""
+    generator = np.random.default_rng(4)
+    cluster_of = np.where(generator.random(30_000) < 0.5, 0, generator.integers(1, 12_000, 30_000))
+    parts = synthetic(tmp_path, 30_000, cluster_of, cuts=(1, 9000, 9000, 25_000), bands=1)
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "3").write_bytes(b"what a run that was killed left")
+    found = []
+    for memory_bytes in (1 << 30, 1 << 20, 200_000, 1):
+        blocks = list(candidate_pairs(parts, 0, memory_bytes, tmp_path / "spool"))
+        assert all((np.diff(block.view("<u4").reshape(-1, 2)[:, 0].astype(int)) >= 0).all() for block in blocks)
+        found.append(np.sort(np.concatenate(blocks)))
+    expected = set()
+    for cluster in np.unique(cluster_of):
+        members = np.flatnonzero(cluster_of == cluster).tolist()
+        expected |= {(members[0], other) for other in members[1:]} | set(itertools.pairwise(members))
+    assert set(map(tuple, found[0].tolist())) == expected
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+def test_a_band_is_written_byte_for_byte_again(tmp_path):
+    parts = synthetic(tmp_path, 5000, np.random.default_rng(6).integers(0, 2000, 5000), cuts=(1234,))
+    for name in ("a", "b"):
+        verified_pairs(parts, 1, 0.8, 100_000, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != b""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.signatures", "1.signatures", "a", "b"]
+
+
+def test_more_documents_than_32_bits_number_are_refused():
+    class Part:
+        documents = (1 << 31) + 1
+
+    with pytest.raises(UserError, match="4,294,967,298 documents are too many"):
+        first_numbers([Part(), Part()])
 
 
 def test_keys_that_meet_by_chance_are_undone_by_the_sketches(tmp_path):
@@ -149,29 +169,42 @@ def test_the_highest_rank_stays_and_of_equal_ones_the_first():
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from megatron_native.corpus.clusters import verified_pairs
 from megatron_native.corpus.signatures import SignaturePart
-parts = [SignaturePart(Path(sys.argv[1]))]
-verified_pairs(parts, 0, 0.8, 1 << 16, Path(sys.argv[1] + ".warm"))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-import numpy as np
-verified_pairs(parts, 1, 0.8, int(sys.argv[2]), Path(sys.argv[1] + ".pairs"))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+def peak():  # of this process: ru_maxrss would begin with what the process had that started it
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+big, small, column, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+for memory_bytes in (1, 1 << 30):  # compiled code is loaded
+    verified_pairs([SignaturePart(small)], column, 0.8, memory_bytes, small.with_suffix(".pairs"))
+before = peak()
+count = verified_pairs([SignaturePart(big)], column, 0.8, limit, big.with_suffix(".pairs"))
+print(count, peak() - before)
 """
 
 
-def test_a_band_takes_no_more_memory_than_it_is_given(tmp_path):
-    cluster_of = np.random.default_rng(5).integers(0, 1_500_000, 2_000_000)
-    parts = synthetic(tmp_path, 2_000_000, cluster_of, permutations=8, bands=2)
-    limit = 24 << 20
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.parametrize("column", [0, -1])
+@pytest.mark.parametrize("kind", ["pairs", "one bucket"])
+def test_a_band_takes_no_more_memory_than_it_is_given(tmp_path, kind, column):
+    """A million documents whose keys and pairs are 24 MB at least; of them 112 MB of sketches are looked at."""
+    count, limit = 1_000_000, 16 << 20
+    generator = np.random.default_rng(5)
+    cluster_of = np.zeros(count, dtype=np.int64) if kind == "one bucket" else np.tile(np.arange(count // 2), 2)
+    for name, number in (("big", count), ("small", 5000)):
+        here = cluster_of[:number]
+        keys = generator.integers(0, 1 << 63, count, dtype=np.uint64)[here]
+        digests = np.stack([keys, keys], axis=1).view(np.uint8)
+        sketches = np.zeros((number, 112), dtype=np.uint8)
+        write_signatures(tmp_path / name, digests, keys[None], sketches, np.zeros(number, dtype=np.int64))
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(parts[0].path), str(limit)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    # Columns of a part are read whole: 16 MB of keys here, besides the range that is sorted.
-    assert int(done.stdout) < limit + (60 << 20), f"{int(done.stdout) >> 20} MB"
+        [sys.executable, "-c", MEASURE, str(tmp_path / "big"), str(tmp_path / "small"), str(column), str(limit)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found, taken = map(int, done.stdout.split())
+    assert found == (2 * count - 3 if kind == "one bucket" else count // 2)
+    assert taken < limit + (4 << 20), f"{taken >> 20} MB"  # a block of 65,536 keys and its copies besides
