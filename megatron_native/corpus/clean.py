@@ -140,10 +140,11 @@ def _utf8_bytes(text: str) -> int:
 
 
 def dropped_record(document: Document, text: str, language: str, reason: str) -> dict[str, Any]:
-    """What is kept of a document that leaves: enough to find it and to judge the filter."""
+    """What is kept of a document that leaves: enough to find it, to judge the filter, and to tell its site."""
+    site = {key: document.metadata[key] for key in ("url", "source") if isinstance(document.metadata.get(key), str)}
     return {
         "id": document.id, "source": document.source, "offset": document.offset, "reason": reason, "language": language,
-        "text": text[:DROPPED_CHARACTERS],
+        "text": text[:DROPPED_CHARACTERS], "metadata": site,
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -161,11 +162,11 @@ class StageRun:
             ]
         counts = account.as_counts()
         by_source: dict[str, int] = counts.pop("read_by_source")
+        by_file: Counter[str] = Counter()
+        for source, records in by_source.items():
+            by_file[source.split("!", 1)[0]] += records  # members of an archive are its records
         for entry in self.entries:
-            names = (name for name in by_source if name == entry["source"] or name.startswith(entry["source"] + "!"))
-            entry["records"] = (
-                sum(by_source[name] for name in names) if len(by_source) < 1000 else by_source.get(entry["source"], 0)
-            )
+            entry["records"] = by_file[entry["source"]]
         manifest = build_manifest(
             self.name,
             self.parameters,

@@ -86,9 +86,11 @@ def test_sources_are_counted_after_every_stage_with_what_dedup_took_out(made):
         "paper.example": [2, found["paper.example"].kept[1]],
         "letters": [1, 1],
         "other.example": [2, found["other.example"].kept[1]],
+        "not recorded": [0, 0],  # what clean dropped had neither url nor source
     }
+    assert found["not recorded"].dropped == [1, 0]
     assert found["paper.example"].kept[1] + found["other.example"].kept[1] == 2
-    assert found["books"].dropped == [None, 1]
+    assert found["books"].dropped == [0, 1]
     assert sum(source.bytes for source in found.values()) == sum(report_of(made).language_bytes.values())
 
 
