@@ -6,7 +6,7 @@ For every permutation the smallest value over the set is kept; the share of equa
 the lowest byte of every minimum (b-bit minwise hashing, Li and König, 2010). With b bands of r rows a pair of similarity
 s becomes a candidate with probability 1 − (1 − sʳ)ᵇ (Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", 3.4).
 
-Reading, folding, shingling and the minima are one compiled loop.
+Reading and folding are one compiled loop over the characters, shingling and the minima one over the words.
 """
 
 from __future__ import annotations
