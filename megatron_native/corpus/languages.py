@@ -11,6 +11,7 @@ import re
 import unicodedata
 from functools import cache
 from importlib import resources
+from itertools import product
 from typing import Any, NamedTuple
 
 import numba
@@ -19,7 +20,7 @@ import regex
 import yaml
 from numpy.typing import NDArray
 
-from megatron_native.corpus.folding import WordFolder, Words, code_points, word_hash
+from megatron_native.corpus.folding import WordFolder, Words, code_points, fold, word_hash
 from megatron_native.corpus.survey import survey
 
 STANDARD, DIALECT, LATIN, UNDETERMINED = "ar", "ar-dialect", "ar-latn", "und"
@@ -29,34 +30,28 @@ _SURE = 0.04
 """Share of the words from which function words settle the language."""
 _FOREIGN_SHARE = 0.02
 """Share of the letters that are Persian, Urdu or Kurdish ones, from which the model is asked."""
+_SURE_OF_IRAQI_LETTERS = 0.2
+"""The same of texts with چ and گ, which Iraqis write but Persians too."""
+_SURE_OF_PERSIAN_LETTERS = 0.4
+"""The same of texts with ی and ک, which Arabic typed on a Persian keyboard has."""
+_IRAQI_LETTERS = "چگ"
+"""Letters of Iraqi words (گاعد، چان) where the language is Arabic; each counts as a weak marker."""
+_PERSIAN_LETTERS = "یکپژٹڈڑےۀ"
+_OWN_LETTERS = {"ps": "ټډړږښڼۍڅځګې", "sd": "ڄڃٻڀڏڊٺٽڦڳڱڻ", "ckb": "ێڕڵ", "ug": "ۈۇۋېڭ"}
+_WORTH = 3
+"""What a marker is worth that says nothing of it."""
+_VOTE = 60
+"""The vote of a marker, which any number of dialects up to six share out evenly."""
 _FEW_WORDS = 6
 _CERTAIN = 0.5
+_UNSURE = 0.2
+"""Probability under which the model's guess at a Latin text is none."""
 _NOT_LETTERS = regex.compile(r"[^\p{L}\p{M}'’]+")
 _ADDRESSES = re.compile(r"https?://\S+|www\.\S+|\S+@\S+|[#@]\S+")
 _DIGIT_WORD = re.compile(
     r"(?<![A-Za-z0-9'])(?=[A-Za-z0-9']*[A-Za-z][A-Za-z0-9']*[A-Za-z])[A-Za-z']*[235679][A-Za-z'235679]*(?![A-Za-z0-9])"
 )
 _DIGITS_BESIDE = re.compile(r"\d{2,}")
-_ENGLISH = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "was",
-    "with",
-    "on",
-    "are",
-    "this",
-    "which",
-    "have",
-    "from",
-    "you",
-    "it",
-]
 
 
 class Language(NamedTuple):
@@ -65,7 +60,7 @@ class Language(NamedTuple):
     Attributes:
         bucket: `ar` (standard and classical Arabic), `ar-dialect`, `ar-latn`, another ISO 639 code, or `und`.
         code: the language's own code: `ar`, `en`, `fa` …
-        dialect: of a text in `ar-dialect`, the one it has most markers of.
+        dialect: of a text in `ar-dialect`, the one its markers speak for most; None where two are level.
         score: how sure it is: the model's probability, or 1.0 where words settled it.
     """
 
@@ -76,27 +71,25 @@ class Language(NamedTuple):
 
 
 class _Lexicon(NamedTuple):
-    """Marker words in one sorted table.
+    """Words that count, in one sorted table.
 
     Attributes:
         hashes: uint64 [words].
-        members: uint32 [words], a bit for each group that has the word.
-        groups: names of the bits.
+        weights: int32 [words, groups], what a word adds to each group.
+        groups: names of the groups.
     """
 
     hashes: NDArray[np.uint64]
-    members: NDArray[np.uint32]
+    weights: NDArray[np.int32]
     groups: tuple[str, ...]
 
 
-def _lexicon(groups: dict[str, list[str]]) -> _Lexicon:
-    members: dict[int, int] = {}
-    for bit, words in enumerate(groups.values()):
-        for word in words:
-            key = word_hash(word)
-            members[key] = members.get(key, 0) | 1 << bit
-    hashes = np.array(sorted(members), dtype=np.uint64)
-    return _Lexicon(hashes, np.array([members[int(key)] for key in hashes], dtype=np.uint32), tuple(groups))
+def _lexicon(weights: dict[str, dict[str, int]]) -> _Lexicon:
+    """The table of `{word: {group: weight}}`."""
+    groups = tuple(dict.fromkeys(group for of_word in weights.values() for group in of_word))
+    rows = {word_hash(word): [of_word.get(group, 0) for group in groups] for word, of_word in weights.items()}
+    hashes = np.array(sorted(rows), dtype=np.uint64)
+    return _Lexicon(hashes, np.array([rows[int(key)] for key in hashes], dtype=np.int32), groups)
 
 
 @cache
@@ -105,25 +98,52 @@ def _rules(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load(raw))
 
 
+def dialect_markers() -> dict[str, tuple[frozenset[str], int]]:
+    """`{word of the matching view: (the dialects that have it, its worth)}`, affixes and proclitics written out."""
+    rules = _rules("dialects")
+    never = set(map(fold, rules["never"]))
+    found: dict[str, tuple[frozenset[str], int]] = {}
+    for entry in rules["markers"]:
+        for before, word, after in product(entry.get("before", [""]), entry["words"], entry.get("after", [""])):
+            bare = fold(before + word + after)
+            if bare in never:
+                continue
+            for proclitic in ["", *rules["proclitics"]] if len(bare) >= 3 else [""]:
+                if proclitic + bare not in never:
+                    dialects, worth = found.get(proclitic + bare, (frozenset(), _WORTH))
+                    found[proclitic + bare] = (
+                        dialects | frozenset(entry["of"]),
+                        min(worth, entry.get("worth", _WORTH)),
+                    )
+    return found
+
+
 @cache
 def _dialects() -> _Lexicon:
     rules = _rules("dialects")
-    return _lexicon(
-        {"standard": rules["standard"], "common": rules["common"], "shared": rules["shared"], **rules["dialects"]}
-    )
+    weights: dict[str, dict[str, int]] = {}
+    for group in ("standard", "common"):
+        for word in rules[group]:
+            weights.setdefault(fold(word), {})[group] = 1
+    for word, (dialects, worth) in dialect_markers().items():
+        of_word = weights.setdefault(word, {})
+        of_word |= {"markers": int(worth > 0), "worth": worth}
+        of_word |= {dialect: _VOTE // len(dialects) for dialect in dialects}
+    return _lexicon(weights)
 
 
 @cache
 def _latin() -> _Lexicon:
     rules = _rules("arabizi")
-    strong = [word for word in rules["words"] if word not in set(rules["weak"])]
-    return _lexicon({"strong": strong, "weak": rules["weak"], "english": _ENGLISH})
+    weights = {word: {"strong": 1} for word in rules["words"]} | {word: {"weak": 1} for word in rules["weak"]}
+    for word in rules["english"]:
+        weights.setdefault(word, {})["english"] = 1
+    return _lexicon(weights)
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(words: Any, hashes: Any, members: Any, counts: Any) -> int:
-    """Add to `counts` [groups] how often words of each group come; the number of words in any but the first two groups."""
-    marked = 0
+def _count(words: Any, hashes: Any, weights: Any, counts: Any) -> None:
+    """Add to `counts` [groups] the weights of each of `words` that is among the sorted `hashes`."""
     for index in range(len(words)):
         value = words[index]
         low, high = 0, len(hashes)
@@ -133,14 +153,15 @@ def _count(words: Any, hashes: Any, members: Any, counts: Any) -> int:
                 low = middle + 1
             else:
                 high = middle
-        if low == len(hashes) or hashes[low] != value:
-            continue
-        bits = members[low]
-        marked += (bits & np.uint32(0xFFFFFFFC)) != 0
-        for group in range(len(counts)):
-            if (bits >> np.uint32(group)) & np.uint32(1):
-                counts[group] += 1
-    return marked
+        if low < len(hashes) and hashes[low] == value:
+            for group in range(len(counts)):
+                counts[group] += weights[low, group]
+
+
+def _counts(words: Words, lexicon: _Lexicon) -> dict[str, int]:
+    counts = np.zeros(len(lexicon.groups), dtype=np.int64)
+    _count(words.hashes, lexicon.hashes, lexicon.weights, counts)
+    return dict(zip(lexicon.groups, counts.tolist()))
 
 
 class LanguageIdentifier:
@@ -164,34 +185,46 @@ class LanguageIdentifier:
         return self._latin_script(text, words)
 
     def _arabic_script(self, text: str, words: Words, foreign: float) -> Language:
-        lexicon = _dialects()
-        counts = np.zeros(len(lexicon.groups), dtype=np.int64)
-        marked = int(_count(words.hashes, lexicon.hashes, lexicon.members, counts))
-        total, standard, common = len(words.hashes), int(counts[0]), int(counts[1])
-        score = 1.0
-        # A pair of words may be of any language of the script; without letters of another one it is taken for Arabic.
-        if foreign >= _FOREIGN_SHARE or (standard + common + marked < _SURE * total and total >= _FEW_WORDS):
-            code, score = self._ask_model(text)
+        counts = _counts(words, _dialects())
+        standard, common, markers, worth = (counts.pop(g) for g in ("standard", "common", "markers", "worth"))
+        total, score = len(words.hashes), 1.0
+        known = (standard + common + markers) / max(1, total)
+        other = self._other_of_the_script(text, known) if foreign >= _FOREIGN_SHARE else None
+        # Words fewer than _FEW_WORDS are taken for Arabic where no letter speaks against it.
+        if other is None and known < _SURE and total >= _FEW_WORDS:
+            other = self._ask_model(text)
+        if other is not None:
+            code, score = other
             if code != "ar" and (foreign >= _FOREIGN_SHARE or score >= _CERTAIN):
                 return Language(code, code, None, score)
+        if foreign and (letters := sum(map(text.count, _IRAQI_LETTERS))):
+            markers, worth = markers + letters, worth + letters
+            counts["iraqi"] += _VOTE // 2 * letters
         rules = _rules("dialects")
-        enough = (
-            marked >= rules["min_markers"]
-            and marked >= rules["min_share"] * total
-            and marked > rules["over_standard"] * standard
-        )
-        short = total <= rules["short_text_words"] and marked >= 1 and standard == 0
-        if not enough and not short:
+        needed = rules["needed_of_short_text" if total <= rules["short_text_words"] else "needed"]
+        if worth < needed or markers < rules["min_share"] * total or worth <= rules["over_standard"] * standard:
             return Language(STANDARD, "ar", None, score)
-        of_dialects = counts[3:]
-        dialect = lexicon.groups[3 + int(of_dialects.argmax())] if of_dialects.max() > 0 else None
-        return Language(DIALECT, "ar", dialect, score)
+        (first, most), (_, next_most) = sorted(counts.items(), key=lambda item: -item[1])[:2]
+        return Language(DIALECT, "ar", first if most > next_most else None, score)
+
+    def _other_of_the_script(self, text: str, known: float) -> tuple[str, float] | None:
+        """The language of a text with letters that Arabic has not; None where its words are Arabic all the same.
+
+        Letters that one language alone has settle short texts, which the model does not.
+        """
+        beginning = text[: 3 * _LOOKED_AT]
+        own = {code: sum(map(beginning.count, letters)) for code, letters in _OWN_LETTERS.items()}
+        best = max(own, key=lambda code: own[code])
+        if own[best] >= _FOREIGN_SHARE * len(beginning):
+            return best, 1.0
+        persian = sum(map(beginning.count, _PERSIAN_LETTERS)) >= _FOREIGN_SHARE * len(beginning)
+        if known >= (_SURE_OF_PERSIAN_LETTERS if persian else _SURE_OF_IRAQI_LETTERS):
+            return None
+        return self._ask_model(text)
 
     def _latin_script(self, text: str, words: Words) -> Language:
-        lexicon = _latin()
-        counts = np.zeros(len(lexicon.groups), dtype=np.int64)
-        _count(words.hashes, lexicon.hashes, lexicon.members, counts)
-        strong, weak, english = (int(count) for count in counts)
+        counts = _counts(words, _latin())
+        strong, weak, english = counts["strong"], counts["weak"], counts["english"]
         total = max(1, len(words.hashes))
         if english >= 0.12 * total and strong <= 0.05 * total:
             return Language("en", "en", None, 1.0)
@@ -208,6 +241,8 @@ class LanguageIdentifier:
         ):
             return Language(LATIN, "ar", None, 1.0)
         code, score = self._ask_model(text)
+        if score < _UNSURE:
+            code = UNDETERMINED
         return Language(code, code, None, score)
 
     def _ask_model(self, text: str) -> tuple[str, float]:
