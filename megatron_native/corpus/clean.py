@@ -18,7 +18,7 @@ from megatron_native.corpus.filters import load_preset
 from megatron_native.corpus.stage import QUARANTINE, Execution, PartResult, StageResult, StageRun, run_stage
 from megatron_native.documents.inputs import check_apart, check_line_limit, common_root, expand_inputs
 from megatron_native.documents.parts import PART_BYTES, Part, plan_parts
-from megatron_native.documents.records import Document, ReadSettings, Refusal
+from megatron_native.documents.records import Document, ReadSettings, Refusal, utf8_bytes
 from megatron_native.documents.writers import ShardWriter, check_format, document_writer, written
 from megatron_native.engine.tasks import OnRead
 from megatron_native.errors import UserError
@@ -120,7 +120,7 @@ def _clean_part(
             if isinstance(record, Refusal):
                 quarantine.write(record)
                 continue
-            account.bytes_read += _utf8_bytes(record.text)
+            account.bytes_read += utf8_bytes(record.text)
             cleaned = cleaner.clean(record.text, account.edits)
             account.read_by_language[cleaned.language or "?"] += 1
             if cleaned.reason is not None:
@@ -129,14 +129,10 @@ def _clean_part(
                 continue
             account.kept += 1
             account.kept_by_language[cleaned.language] += 1
-            account.bytes_kept += _utf8_bytes(cleaned.text)
+            account.bytes_kept += utf8_bytes(cleaned.text)
             writers[cleaned.language].write(_output_record(record, cleaned.text, cleaned.language, cleaned.dialect))
     files = written(output, [*writers.values(), quarantine, dropped])
     return PartResult(account, files).as_json()
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def dropped_record(document: Document, text: str, language: str, reason: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from megatron_native.corpus.minhash import MinHashSettings
 from megatron_native.corpus.stage import QUARANTINE, Execution, PartResult, StageResult, StageRun, run_stage
 from megatron_native.documents.inputs import check_apart, check_line_limit, common_root, expand_inputs
 from megatron_native.documents.parts import PART_BYTES, Part, plan_parts
-from megatron_native.documents.records import Document, ReadSettings, Refusal
+from megatron_native.documents.records import Document, ReadSettings, Refusal, utf8_bytes
 from megatron_native.documents.writers import ShardWriter, check_format, document_writer, written
 from megatron_native.engine.tasks import OnRead
 from megatron_native.errors import UserError
@@ -186,7 +186,7 @@ def _write_part(part: Part, on_read: OnRead, output: Path, places: Any, settings
                 quarantine.write(record)
                 continue
             number += 1
-            size = len(record.text.encode())
+            size = utf8_bytes(record.text)
             account.bytes_read += size
             verdict = verdicts.of(number)
             if verdict.reason is not None:
@@ -207,7 +207,7 @@ def _write_part(part: Part, on_read: OnRead, output: Path, places: Any, settings
                     account.edits["repeated lines removed"] += taken
             account.kept += 1
             account.kept_by_language[str(record.metadata.get("lang", "?"))] += 1
-            account.bytes_kept += len(text.encode()) if text is not record.text else size
+            account.bytes_kept += utf8_bytes(text) if text is not record.text else size
             kept.write(_output_record(record, text, verdict.copies))
     return PartResult(account, written(output, [kept, quarantine, duplicates])).as_json()
 
