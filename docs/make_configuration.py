@@ -46,7 +46,15 @@ def page() -> str:
         if section is None:
             top.append(row(name, field))
         else:
-            sections += ["", f"## {name}", "", first_paragraph(section), "", *HEADER, *rows(section, f"{name}.")]
+            sections += [
+                "",
+                f"## {name}",
+                "",
+                first_paragraph(section),
+                "",
+                *HEADER,
+                *rows(section, _prefix(name, field)),
+            ]
     return "\n".join([INTRODUCTION, "## The run itself", "", *HEADER, *top, *sections]) + "\n"
 
 
@@ -56,7 +64,11 @@ def rows(section: type[BaseModel], prefix: str) -> Iterator[str]:
         inner = section_of(field.annotation)
         yield row(prefix + name, field)
         if inner is not None:
-            yield from rows(inner, f"{prefix}{name}.N." if get_origin(field.annotation) is list else f"{prefix}{name}.")
+            yield from rows(inner, prefix + _prefix(name, field))
+
+
+def _prefix(name: str, field: FieldInfo) -> str:
+    return f"{name}.N." if get_origin(field.annotation) is list else f"{name}."
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -77,6 +89,10 @@ def type_name(annotation: Any, limits: str = "") -> str:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) is list:
         return "list"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join("null" if kind is type(None) else type_name(kind, limits) for kind in get_args(annotation))
     return TYPE_NAMES[annotation] + limits
@@ -84,7 +100,9 @@ def type_name(annotation: Any, limits: str = "") -> str:
 
 def bounds(field: FieldInfo) -> str:
     """The limits of a number: " > 0"."""
-    found = [f" {sign} {getattr(limit, name)}" for limit in field.metadata for name, sign in BOUNDS if hasattr(limit, name)]
+    found = [
+        f" {sign} {getattr(limit, name)}" for limit in field.metadata for name, sign in BOUNDS if hasattr(limit, name)
+    ]
     return ",".join(found)
 
 
@@ -96,6 +114,8 @@ def default(field: FieldInfo) -> str:
         return "`null`"
     if field.default == "":
         return "empty"
+    if isinstance(field.default, BaseModel):
+        return "as below"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 

@@ -12,6 +12,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Packing = Literal["concatenate", "best_fit"]
+ScheduleShape = Literal["cosine", "linear", "sqrt", "constant", "wsd"]
+
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, docstrings are the documentation."""
@@ -24,13 +27,22 @@ class ModelSection(Section):
 
     checkpoint: Path | None = None
     """A checkpoint of this project (`import-hf` writes one) whose weights the run starts from."""
+    branch_from: Path | None = None
+    """A checkpoint of another run that this one goes on from, optimizer, data position and ledger included: an anneal off a
+    trunk. Its `phases` begin there; the trunk is not touched."""
     hf_config: Path | None = None
     """A Hugging Face `config.json` (or its folder) to start from random weights, for experiments without a checkpoint."""
+    import_gate: bool = True
+    """Before step 1 of a run that starts from `checkpoint`, compare its logits on the fixed texts with those recorded at
+    import, and the optimizer's master weights with the weights; refuse to train where they differ."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.checkpoint is None) == (self.hf_config is None):
-            raise ValueError("give exactly one of model.checkpoint (continue a model) and model.hf_config (start anew)")
+        if sum(source is not None for source in (self.checkpoint, self.branch_from, self.hf_config)) != 1:
+            raise ValueError(
+                "give exactly one of model.checkpoint (continue a model), model.branch_from (branch off another run) and "
+                "model.hf_config (start anew)"
+            )
         return self
 
 
@@ -52,13 +64,120 @@ class DataSection(Section):
     """Indexed datasets with weights."""
     seq_length: int = Field(default=4096, gt=0)
     """Tokens of context per sequence."""
-    verify: bool = True
-    """Check the structure of every `.bin`/`.idx` and its manifest before anything starts."""
+    packing: Packing = "concatenate"
+    """`concatenate`: documents end to end, cut every `seq_length` tokens, nothing padded. `best_fit`: no document that fits a
+    sequence is cut; what stays free in a sequence is padded and counts nothing (Ding et al., 2024)."""
+    document_boundaries: bool = True
+    """Attention and positions begin anew with every document of a sequence. Without, a token sees the documents before its
+    own in the sequence."""
+    loss_on_bos: bool | None = None
+    """Learn to predict a document's first token from the separator before it; by default only without
+    `document_boundaries`, since with them nothing of the document is known there."""
+    loss_on_eod: bool = True
+    """Learn to predict the separator that ends a document."""
+    verify: Literal["sampled", "full", "off"] = "sampled"
+    """Before anything starts, check every dataset: the whole `.idx`, the manifest and blocks of `.bin` (`sampled`, seconds),
+    every byte against the manifest too (`full`), or nothing."""
+    index_cache: Path | None = None
+    """Folder for the sequence indices of large datasets, built once a node and shared by its processes; by default
+    `index_cache` in the run folder."""
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
         if not any(entry.weight > 0 for entry in self.blend):
             raise ValueError("every weight of data.blend is 0: give at least one dataset a positive weight")
+        return self
+
+
+class ScheduleFields(Section):
+    """The learning rate over the steps that a schedule spans: warm-up, then a decay."""
+
+    lr: float | None = Field(default=None, ge=0)
+    """Peak learning rate."""
+    min_lr: float | None = Field(default=None, ge=0)
+    """Learning rate at the end of the decay."""
+    schedule: ScheduleShape | None = None
+    """Shape of the decay from `lr` to `min_lr`."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps of linear warm-up."""
+    warmup_start_lr: float | None = Field(default=None, ge=0)
+    """Learning rate that the warm-up begins above."""
+    decay_fraction: float | None = Field(default=None, gt=0, le=1)
+    """With `wsd`: the last part of the steps, in which it decays."""
+
+
+class BatchRamp(Section):
+    """A batch that grows: from `start` sequences a step by `increment` until `global_batch_size`."""
+
+    start: int = Field(gt=0)
+    """Sequences a step at the beginning of the phase."""
+    increment: int = Field(gt=0)
+    """Sequences a step that are added each time."""
+    tokens: int = Field(gt=0)
+    """Tokens of the phase after which `global_batch_size` is reached; the increments come at equal distances."""
+
+
+class Phase(ScheduleFields):
+    """A span of the run with its own data; what it leaves out, it takes from `data`, `training` and `optimizer`.
+
+    A phase that sets `lr`, `min_lr`, `schedule`, `warmup_steps`, `warmup_start_lr` or `decay_fraction` has a schedule of its
+    own over its own steps (no warm-up unless it says so); the others share the optimizer's, which spans them all.
+    """
+
+    name: str = Field(min_length=1)
+    """Name in metrics, ledger and messages; a resumed run finds its place by it."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Length in tokens of context, pads included; rounded up to whole steps."""
+    steps: int | None = Field(default=None, gt=0)
+    """Length in steps, instead of `tokens`."""
+    blend: list[BlendEntry] | None = Field(default=None, min_length=1)
+    """Indexed datasets with weights. A dataset goes on where it stood in the phase before."""
+    seq_length: int | None = Field(default=None, gt=0)
+    """Tokens of context per sequence."""
+    packing: Packing | None = None
+    """How sequences are made of documents."""
+    global_batch_size: int | None = Field(default=None, gt=0)
+    """Sequences per optimizer step, over all processes."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Sequences per forward pass and data-parallel process."""
+    batch_ramp: BatchRamp | None = None
+    """Begin with a smaller batch."""
+    rotary_base: float | None = Field(default=None, gt=0)
+    """Base of the rotary positions from this phase on (a long-context phase raises it)."""
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    """Keep Adam's moments from the phase before, or begin with none."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.tokens is None) == (self.steps is None):
+            raise ValueError(f"phase '{self.name}': give exactly one of tokens and steps")
+        if self.blend is not None and not any(entry.weight > 0 for entry in self.blend):
+            raise ValueError(f"phase '{self.name}': every weight of its blend is 0")
+        return self
+
+
+class HeldoutRule(Section):
+    """What to do when the model forgets: bits per byte of a held-out set above where the run began."""
+
+    set: str
+    """Name of the held-out set."""
+    max_increase: float = Field(gt=0)
+    """Relative increase of its bits per byte since the first evaluation that sets the rule off (0.02: two percent)."""
+    action: Literal["warn", "stop", "reweight"] = "warn"
+    """Say so; save and stop; or multiply weights of the blend."""
+    reweight: dict[str, float] = {}
+    """With `reweight`: dataset name → factor of its weight from the next step on."""
+    max_times: int = Field(default=3, gt=0)
+    """How often a `reweight` rule may act."""
+
+    @model_validator(mode="after")
+    def _factors(self) -> Self:
+        if (self.action == "reweight") != bool(self.reweight):
+            raise ValueError(
+                f"evaluation rule for '{self.set}': action reweight and the factors in reweight go together"
+            )
+        if any(factor < 0 for factor in self.reweight.values()):
+            raise ValueError(f"evaluation rule for '{self.set}': factors of weights are 0 or more")
         return self
 
 
@@ -80,6 +199,16 @@ class EvaluationSection(Section):
     """Steps between evaluations; 0 evaluates only at the beginning and the end."""
     micro_batch_size: int = Field(default=4, gt=0)
     """Sequences per forward pass and data-parallel rank."""
+    rules: list[HeldoutRule] = []
+    """What to do when a set gets worse."""
+
+    @model_validator(mode="after")
+    def _known_sets(self) -> Self:
+        names = [heldout.name for heldout in self.heldout]
+        for rule in self.rules:
+            if rule.set not in names:
+                raise ValueError(f"evaluation.rules names the set '{rule.set}', which evaluation.heldout does not have")
+        return self
 
 
 class ParallelSection(Section):
@@ -104,8 +233,8 @@ class ParallelSection(Section):
 class TrainingSection(Section):
     """The loop: how many steps of how many tokens, in which precision."""
 
-    steps: int = Field(gt=0)
-    """Optimizer steps of the whole run."""
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps of a run without `phases`."""
     micro_batch_size: int = Field(default=1, gt=0)
     """Sequences per forward pass and data-parallel process."""
     global_batch_size: int = Field(gt=0)
@@ -121,16 +250,23 @@ class TrainingSection(Section):
 
 
 class OptimizerSection(Section):
-    """AdamW and its learning-rate schedule."""
+    """AdamW and the learning-rate schedule of the run."""
 
     lr: float = Field(default=1e-5, ge=0)
     """Peak learning rate (1e-5: the AraLLaMA paper of the method's group)."""
     min_lr: float = Field(default=2e-6, ge=0)
     """Learning rate at the end of the decay."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the decay from `lr` to `min_lr`."""
+    schedule: ScheduleShape = "cosine"
+    """Shape of the decay from `lr` to `min_lr`: `sqrt` is 1 − √progress; `wsd` stays at `lr` and decays so in the last
+    `decay_fraction` of the steps (Hägele et al., 2024)."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear warm-up from 0: Hugging Face weights come with no optimizer state, so give some."""
+    """Steps of linear warm-up: Hugging Face weights come with no optimizer state, so give some."""
+    warmup_start_lr: float = Field(default=0.0, ge=0)
+    """Learning rate that the warm-up begins above."""
+    decay_fraction: float = Field(default=0.1, gt=0, le=1)
+    """With `wsd`: the last part of the steps, in which it decays."""
+    embedding_lr_multiplier: float = Field(default=1.0, ge=0)
+    """Learning rate of the embedding and the output layer, as a multiple of the others'."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay of matrices; biases and norms have none."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -147,7 +283,9 @@ class OptimizerSection(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_lr > self.lr:
-            raise ValueError(f"optimizer.min_lr {self.min_lr} is above optimizer.lr {self.lr}: the decay goes from lr to it")
+            raise ValueError(
+                f"optimizer.min_lr {self.min_lr} is above optimizer.lr {self.lr}: the decay goes from lr to it"
+            )
         return self
 
 
@@ -158,6 +296,13 @@ class CheckpointingSection(Section):
     """Steps between checkpoints; 0 saves only after the last step."""
     keep_last: int = Field(default=0, ge=0)
     """Older checkpoints than the newest this many are deleted; 0 keeps all."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints of steps that are multiples of this are never deleted; 0 exempts none."""
+    asynchronous: bool = True
+    """Write while training goes on: the loop waits for the copy of the state only."""
+    verify_on_resume: Literal["sizes", "full"] = "sizes"
+    """How a checkpoint is checked before it is resumed from: the size of every file, or every checksum too. A damaged one is
+    passed over for the one before it."""
     save_optimizer: bool = True
     """Keep optimizer state (three FP32 values a weight), which an exact resume needs."""
     resume: bool = True
@@ -169,13 +314,50 @@ class LoggingSection(Section):
 
     interval: int = Field(default=1, gt=0)
     """Steps between lines on the console; `metrics.jsonl` has every step."""
+    norms_interval: int = Field(default=0, ge=0)
+    """Steps between measurements of the norms of weights, gradients and logits; 0 measures none."""
+    tensorboard: bool = True
+    """Write TensorBoard's event files beside `metrics.jsonl`."""
+
+
+class SpikeSection(Section):
+    """What to do when the loss of a step jumps."""
+
+    action: Literal["none", "warn", "skip", "rollback", "stop"] = "warn"
+    """`skip`: no update from that step; `rollback`: back to the last checkpoint, and past the data since; `stop`: save
+    what was before the step, and end."""
+    window: int = Field(default=64, ge=4)
+    """Steps before it that a loss is compared with; nothing is judged until there are so many."""
+    deviations: float = Field(default=8.0, gt=0)
+    """A spike is this many median absolute deviations above the median of the window."""
+    minimum_increase: float = Field(default=0.1, ge=0)
+    """And at least this much above it, in nats per token."""
+    budget: int = Field(default=5, ge=0)
+    """Skips or rollbacks in the whole run before it stops instead."""
+
+
+class FaultsSection(Section):
+    """What the run does when something goes wrong."""
+
+    nonfinite_budget: int = Field(default=10, ge=0)
+    """Steps whose loss or gradients are not finite, even when computed again, that may be skipped in the whole run."""
+    retry_nonfinite: bool = True
+    """Compute such a step a second time first: a fault of the machine does not come twice."""
+    spike: SpikeSection = SpikeSection()
+    """Loss spikes."""
+    stall_seconds: float = Field(default=1800, gt=0)
+    """Without a finished step, evaluation or save for so long, every process's stack is printed and the run aborts."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often `pretrain --nproc` starts all processes again after one has died."""
 
 
 class RunConfig(Section):
     """A whole run."""
 
     run_dir: Path
-    """Folder of the run: `config.yaml`, `metrics.jsonl`, `checkpoints/`."""
+    """Folder of the run: `config.yaml`, `metrics.jsonl`, `checkpoints/`, `ledger/`, `logs/`."""
+    preset: str | None = None
+    """A preset of settings under this file's own (`megatron-native config presets` lists them)."""
     platform: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs: `cuda` (NCCL), `cpu` (gloo), or `auto`, which takes CUDA where there is a device."""
     layer_spec: Literal["auto", "transformer_engine", "torch"] = "auto"
@@ -186,17 +368,26 @@ class RunConfig(Section):
     data: DataSection
     parallel: ParallelSection = ParallelSection()
     training: TrainingSection
+    phases: list[Phase] = []
+    """The run in parts, one after another; without any, one phase `main` of `training.steps`."""
     optimizer: OptimizerSection = OptimizerSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpointing: CheckpointingSection = CheckpointingSection()
+    faults: FaultsSection = FaultsSection()
     logging: LoggingSection = LoggingSection()
 
     @model_validator(mode="after")
     def _agreeing_sections(self) -> Self:
-        if self.optimizer.warmup_steps >= self.training.steps and self.optimizer.warmup_steps > 0:
+        if bool(self.phases) == (self.training.steps is not None):
+            raise ValueError("give training.steps or phases, and not both: phases have lengths of their own")
+        names = [phase.name for phase in self.phases]
+        if len(set(names)) < len(names):
+            raise ValueError(f"phases are named {', '.join(names)}: a name may come once")
+        steps = self.training.steps
+        if steps is not None and self.optimizer.warmup_steps >= steps and self.optimizer.warmup_steps > 0:
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves no step of training.steps "
-                f"{self.training.steps} for the decay: make it smaller"
+                f"{steps} for the decay: make it smaller"
             )
         if self.training.global_batch_size % self.training.micro_batch_size:
             raise ValueError(

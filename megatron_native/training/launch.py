@@ -101,6 +101,8 @@ def launch_local(config: Path, overrides: Sequence[str], processes: int) -> int:
 
 def _is_finished(run: RunConfig) -> bool:
     """Whether the run's last step is saved, whole; then says so."""
+    if run.training.steps is None:
+        return False
     folder = run.run_dir / "checkpoints" / f"step_{run.training.steps:08d}"
     if not (run.checkpointing.resume and folder.is_dir()):
         return False

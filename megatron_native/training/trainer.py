@@ -42,7 +42,7 @@ def open_blend(run: RunConfig, model: ModelConfig) -> SampleSource:
 
     parts = []
     for entry in run.data.blend:
-        tokens = verify_structure(entry.prefix, model.vocab_size) if run.data.verify else IndexedTokens(entry.prefix)
+        tokens = verify_structure(entry.prefix, model.vocab_size) if run.data.verify != "off" else IndexedTokens(entry.prefix)
         index = SequenceIndex(tokens, run.data.seq_length, run.seed, entry.name or entry.prefix.name)
         parts.append((entry.weight, index))
     return Blend(parts)
@@ -70,17 +70,18 @@ class Trainer:
         spec = resolve_layer_spec(run, platform.name, has_transformer_engine())
         self.configs = megatron_configs(run, self.model_config, platform.name, spec, has_nvidia_apex())
         self.model = build_trainable_model(run, self.model_config, self.configs, platform.device)
-        self.learning_rate = LearningRate.of(run.optimizer, run.training.steps)
+        steps = run.training.steps or 0
+        self.learning_rate = LearningRate.of(run.optimizer, steps)
         self.progress, self.restored_from = self._restore()
         tokenizer = (run.model.checkpoint or run.run_dir) / layout.TOKENIZER_FOLDER
         self.evaluation = HeldoutEvaluation(run, tokenizer, platform.device)
         self.metrics = Metrics(
-            run.run_dir / "metrics.jsonl", run.training.steps, self.progress.step, run.logging.interval, platform.is_main
+            run.run_dir / "metrics.jsonl", steps, self.progress.step, run.logging.interval, platform.is_main
         )
 
     def fit(self) -> int:
         """Train to the last step (or `training.stop_after`), evaluating and saving on the way; the exit code."""
-        run, steps = self.run, self.run.training.steps
+        run, steps = self.run, self.run.training.steps or 0
         last = min(steps, run.training.stop_after or steps)
         self._announce()
         if self.progress.step == 0:
