@@ -191,6 +191,7 @@ class IndexedTokens:
         self.sequence_pointers = _view(raw, lengths_end, pointers_end, "<i8")
         self.document_boundaries = _view(raw, pointers_end, pointers_end + 8 * boundaries, "<i8")
         self.token_count = data.stat().st_size // self.dtype.itemsize
+        self._digest: str | None = None
         self._file = os.open(data, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
@@ -223,12 +224,7 @@ class IndexedTokens:
 
     def document(self, index: int) -> NDArray[Any]:
         """The ids of one document, its sequences joined."""
-        first, last = int(self.document_boundaries[index]), int(self.document_boundaries[index + 1])
-        if first == last:
-            return np.empty(0, dtype=self.dtype)
-        start = int(self.sequence_pointers[first]) // self.dtype.itemsize
-        stop = int(self.sequence_pointers[last - 1]) // self.dtype.itemsize + int(self.sequence_lengths[last - 1])
-        return self.read(start, stop - start)
+        return self.read(*self.document_place(index))
 
     def document_starts(self) -> NDArray[np.int64]:
         """int64 [documents + 1]: where each document's ids start in `.bin`, in ids, and where the last one's end."""
@@ -236,13 +232,47 @@ class IndexedTokens:
         np.cumsum(self.sequence_lengths, dtype=np.int64, out=starts[1:])
         return starts[self.document_boundaries]
 
+    @property
+    def indexed_tokens(self) -> int:
+        """Ids that the index describes; `token_count` where the files belong together."""
+        if self.sequence_count == 0:
+            return 0
+        return int(self.sequence_pointers[-1]) // self.dtype.itemsize + int(self.sequence_lengths[-1])
+
+    def document_lengths(self) -> NDArray[np.integer[Any]]:
+        """[documents]: each document's length in ids; int32 unless one is longer than that holds. In chunks, so that the
+        result is all that it takes.
+        """
+        lengths: NDArray[np.integer[Any]] = np.empty(self.document_count, dtype=np.int32)
+        for first in range(0, self.document_count, BLOCK):
+            boundaries = self.document_boundaries[first : first + BLOCK + 1]
+            low, high = int(boundaries[0]), int(boundaries[-1])
+            ends = np.zeros(high - low + 1, dtype=np.int64)
+            np.cumsum(self.sequence_lengths[low:high], dtype=np.int64, out=ends[1:])
+            found = np.diff(ends[boundaries - low])
+            if lengths.dtype == np.int32 and len(found) and int(found.max()) >= 1 << 31:
+                lengths = lengths.astype(np.int64)
+            lengths[first : first + len(found)] = found
+        return lengths
+
+    def document_place(self, index: int) -> tuple[int, int]:
+        """(start, length) of a document in `.bin`, in ids: two entries of the index, and nothing that grows with it."""
+        first, last = (int(boundary) for boundary in self.document_boundaries[index : index + 2])
+        if first == last:
+            return 0, 0
+        start = int(self.sequence_pointers[first]) // self.dtype.itemsize
+        stop = int(self.sequence_pointers[last - 1]) // self.dtype.itemsize + int(self.sequence_lengths[last - 1])
+        return start, stop - start
+
     def digest(self) -> str:
         """xxh3_128 of `.idx`: a name of the dataset that does not change when it is moved."""
-        digest = xxhash.xxh3_128()
-        with open(idx_path(self.prefix), "rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        return digest.hexdigest()
+        if self._digest is None:
+            digest = xxhash.xxh3_128()
+            with open(idx_path(self.prefix), "rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+            self._digest = digest.hexdigest()
+        return self._digest
 
 
 def verify_structure(prefix: str | Path, vocab_size: int | None = None, sampled_blocks: int = 64) -> IndexedTokens:

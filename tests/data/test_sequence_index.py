@@ -33,7 +33,9 @@ def brute_force(documents, seq_length, seed, name, epochs):
     visited = []
     for e in range(epochs):
         starts = [k for k in range(len(stream)) if e * per_epoch <= k * seq_length < (e + 1) * per_epoch]
-        visited += [starts[i] for i in generator("sequences", seed, name, e).permutation(len(starts))]
+        # the last, which may run into the next epoch, comes last
+        visited += [starts[i] for i in generator("sequences", seed, name, e).permutation(max(0, len(starts) - 1))]
+        visited += starts[-1:]
     return [stream[k * seq_length : k * seq_length + seq_length + 1] for k in visited]
 
 
@@ -103,18 +105,18 @@ def test_spans_say_which_documents_and_epochs_a_sequence_is_made_of(tmp_path):
     index = SequenceIndex(data, 8, seed=1)
     for n in range(40):
         spans = index.spans(n)
-        assert sum(span.stop - span.start for span in spans) == 9
+        assert sum(span.stop - span.start for span in spans) == 8
         pieces = [data.document(span.document)[span.start : span.stop] for span in spans]
-        assert np.array_equal(np.concatenate(pieces), index.sequence(n))
+        assert np.array_equal(np.concatenate(pieces), index.sequence(n)[:-1])
         assert spans[0].epoch == index.epoch_of(n)
     short = SequenceIndex(dataset(tmp_path, [3], "short"), 8, seed=1)
-    assert [tuple(span) for span in short.spans(0)] == [(0, 0, 3, 0), (0, 0, 3, 1), (0, 0, 3, 2)]
+    assert [tuple(span) for span in short.spans(0)] == [(0, 0, 3, 0), (0, 0, 3, 1), (0, 0, 2, 2)]
 
 
 def test_orders_do_not_change_with_a_new_numpy(tmp_path):
     # written down with numpy 2: if this fails, a run resumed with this numpy would read its data in another order
     index = SequenceIndex(dataset(tmp_path, [4] * 10), 4, seed=1234, name="golden")
-    assert [int(index.sequence(n)[0]) // 4 for n in range(10)] == [5, 6, 1, 3, 2, 9, 8, 4, 7, 0]
+    assert [int(index.sequence(n)[0]) // 4 for n in range(10)] == [5, 6, 9, 3, 8, 4, 7, 2, 0, 1]
 
 
 def test_a_dataset_without_tokens_is_refused(tmp_path):
