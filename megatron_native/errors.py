@@ -14,3 +14,9 @@ class UserError(Exception):
     """Something the user gave is wrong: the message names the value, the reason and the fix."""
 
     exit_code = EXIT_USER_ERROR
+
+
+class RunStoppedError(UserError):
+    """A run has saved itself and stopped because a rule says so: a person has to look before it goes on."""
+
+    exit_code = EXIT_FAILURE

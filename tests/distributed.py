@@ -15,15 +15,20 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def run_jobs(folder: Path, world_size: int, jobs: list[dict[str, Any]], timeout: float = 500) -> None:
-    """Run jobs (see `worker_main`) on `world_size` gloo processes; fails the test with their output if one fails."""
+def run_jobs(
+    folder: Path, world_size: int, jobs: list[dict[str, Any]], timeout: float = 500, module: str = "tests.distributed"
+) -> None:
+    """Run jobs on `world_size` gloo processes; fails the test with their output if one fails.
+
+    `module` takes the path of their description on its command line; see `worker_main` for this one's jobs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     description = folder / f"jobs_{world_size}.json"
     description.write_text(json.dumps(jobs), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)
-    worker = ["-m", "tests.distributed", str(description)]
+    worker = ["-m", module, str(description)]
     if world_size == 1:
         command = [sys.executable, *worker]
     else:
@@ -36,6 +41,17 @@ def run_jobs(folder: Path, world_size: int, jobs: list[dict[str, Any]], timeout:
     assert done.returncode == 0, f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
 
 
+def leave_groups() -> None:
+    """Take down the groups of a job, but for that of all processes: each keeps threads and connections of its own."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+
+
 def worker_main(description: Path) -> None:
     """Do the jobs of a file, in order, on this process's place in the group.
 
@@ -45,7 +61,6 @@ def worker_main(description: Path) -> None:
     from megatron_native.platform import start_platform
 
     platform = start_platform("cpu")
-    from megatron.core import parallel_state
 
     for job in json.loads(description.read_text(encoding="utf-8")):
         if "train" in job:
@@ -60,7 +75,7 @@ def worker_main(description: Path) -> None:
 
             logits = checkpoint_logits(Path(job["logits"]["checkpoint"]), job["logits"]["ids"], platform)
             torch.save(logits, job["logits"]["output"])
-        parallel_state.destroy_model_parallel()
+        leave_groups()
 
 
 if __name__ == "__main__":

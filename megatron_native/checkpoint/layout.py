@@ -76,17 +76,32 @@ def start_partial(output: Path) -> Path:
 
 
 def finish_partial(partial: Path, output: Path) -> None:
-    """Flush every file of `partial` to the disk, then rename the folder to `output` in one step."""
-    for path in partial.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    """Flush every file and folder of `partial` to the disk, then rename it to `output` in one step, and flush that."""
+    for path in (*partial.rglob("*"), partial):
+        flush_to_disk(path)
     if output.is_dir():
         output.rmdir()  # only an empty folder gets this far
     os.replace(partial, output)
+    flush_to_disk(output.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk; what is neither is left alone.
+
+    Raises:
+        OSError: the disk refuses. Some file systems can't flush a folder, which is no error.
+    """
+    is_folder = path.is_dir()
+    if not is_folder and not path.is_file():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not is_folder:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def refuse_occupied(output: Path, what: str) -> None:
@@ -191,7 +206,9 @@ def check_complete(checkpoint: Path, full: bool = False) -> None:
             "or make this one again."
         )
     if checksums.get("format") != CHECKSUMS_FORMAT or not isinstance(checksums.get("files"), dict):
-        raise UserError(f"{checkpoint / CHECKSUMS_FILE} is not a {CHECKSUMS_FORMAT} file; restore it from another copy.")
+        raise UserError(
+            f"{checkpoint / CHECKSUMS_FILE} is not a {CHECKSUMS_FORMAT} file; restore it from another copy."
+        )
     for name, entry in checksums["files"].items():
         problem = _file_problem(checkpoint / name, entry, full)
         if problem:
@@ -203,11 +220,15 @@ def check_complete(checkpoint: Path, full: bool = False) -> None:
 
 def _file_problem(path: Path, entry: Mapping[str, Any], full: bool) -> str | None:
     try:
+        written, digest = entry["bytes"], entry["xxh3_128"]
+    except (TypeError, KeyError):
+        return f"has no size and digest in {CHECKSUMS_FILE}"
+    try:
         size = path.stat().st_size
     except FileNotFoundError:
         return "is missing"
-    if size != entry["bytes"]:
-        return f"has {size} bytes where {entry['bytes']} were written"
-    if full and (found := file_digest(path)) != entry["xxh3_128"]:
-        return f"has changed: its xxh3_128 is {found} where {entry['xxh3_128']} was written"
+    if size != written:
+        return f"has {size} bytes where {written} were written"
+    if full and (found := file_digest(path)) != digest:
+        return f"has changed: its xxh3_128 is {found} where {digest} was written"
     return None

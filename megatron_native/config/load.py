@@ -13,12 +13,13 @@ from typing import Any, cast
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from megatron_native.config.presets import over_preset
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read, override and check a run's configuration.
+    """Read, put the preset under it, override and check a run's configuration.
 
     Args:
         path: YAML file.
@@ -27,7 +28,13 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: the file, a key, a value or a combination is wrong; every finding is in the message.
     """
-    return check_run_config(apply_overrides(_read_yaml(path), overrides), str(path))
+    raw = _read_yaml(path)
+    preset = apply_overrides(raw, [text for text in overrides if text.startswith("preset=")]).get("preset")
+    source = str(path)
+    if preset is not None:
+        raw = over_preset(preset, raw)
+        source = f"{path} (over the preset {preset})"
+    return check_run_config(apply_overrides(raw, overrides), source)
 
 
 def check_run_config(raw: dict[str, Any], source: str) -> RunConfig:
@@ -55,14 +62,16 @@ def check_files(config: RunConfig, source: str) -> None:
         )
     if config.model.hf_config is not None and not config.model.hf_config.exists():
         missing.append(f"model.hf_config = {config.model.hf_config} does not exist")
-    for index, entry in enumerate(config.data.blend):
-        for ending in (".bin", ".idx"):
-            if not Path(f"{entry.prefix}{ending}").is_file():
-                missing.append(
-                    f"data.blend.{index}.prefix = {entry.prefix}: there is no {entry.prefix}{ending}; "
-                    "`tokenize` prints the prefix it wrote"
-                )
-                break
+    blends = {"data": config.data.blend, **{f"phases.{n}": phase.blend or [] for n, phase in enumerate(config.phases)}}
+    for owner, blend in blends.items():
+        for index, entry in enumerate(blend):
+            for ending in (".bin", ".idx"):
+                if not Path(f"{entry.prefix}{ending}").is_file():
+                    missing.append(
+                        f"{owner}.blend.{index}.prefix = {entry.prefix}: there is no {entry.prefix}{ending}; "
+                        "`tokenize` prints the prefix it wrote"
+                    )
+                    break
     for index, heldout in enumerate(config.evaluation.heldout):
         if not heldout.path.is_file():
             missing.append(f"evaluation.heldout.{index}.path = {heldout.path} is not a file")

@@ -47,6 +47,8 @@ CUDA_ENVIRONMENT = {
     "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
     "NCCL_NVLS_ENABLE": "0",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # NCCL's flight recorder: the last collectives of every rank,
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",  # written down when one times out
 }
 """Environment variables that training on CUDA wants before the device is touched; the user's own values win."""
 

@@ -7,6 +7,7 @@ present and plausible by itself. What depends on the model or on the number of p
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -389,6 +390,18 @@ class RunConfig(Section):
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves no step of training.steps "
                 f"{steps} for the decay: make it smaller"
             )
+        prefixes: dict[str, Path] = {}
+        for blend in (self.data.blend, *(phase.blend for phase in self.phases if phase.blend)):
+            named = [entry.name or entry.prefix.name for entry in blend]
+            twice = sorted({name for name in named if named.count(name) > 1})
+            if twice:
+                raise ValueError(f"a blend has two datasets named {', '.join(twice)}: give each a name of its own")
+            for name, entry in zip(named, blend):
+                if os.path.normpath(prefixes.setdefault(name, entry.prefix)) != os.path.normpath(entry.prefix):
+                    raise ValueError(
+                        f"the name {name} stands for {prefixes[name]} in one blend and for {entry.prefix} in another: give "
+                        "each dataset a name of its own"
+                    )
         if self.training.global_batch_size % self.training.micro_batch_size:
             raise ValueError(
                 f"training.global_batch_size {self.training.global_batch_size} is no multiple of "

@@ -1,4 +1,4 @@
-"""Blends: which dataset, and which of its sequences, the i-th sample of a run is.
+"""Blends: which dataset, and which of its sequences, the i-th sample is.
 
 A weight is the share of *sequences* drawn from its dataset. The choice is the divisor method of Webster and
 Sainte-Laguë: the m-th sequence of a dataset of weight w is due at (m + ½)/w, and samples come as they are due. It is
@@ -12,46 +12,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from megatron_native.errors import UserError
 
 
-class Sequences(Protocol):
-    """What a blend draws from: `SequenceIndex`, or anything with endless numbered sequences."""
-
-    def sequence(self, n: int) -> NDArray[np.int64]:
-        """int64 [S + 1]: the n-th sequence."""
-
-
-class Blend:
-    """An endless weighted mixture of datasets.
+class Shares:
+    """The order in which datasets of some weights take turns, without end.
 
     Args:
-        parts: (weight, sequences) pairs; weights need not sum to 1, and a weight of 0 is never drawn.
+        weights: they need not sum to 1, and a weight of 0 is never drawn.
 
     Raises:
-        UserError: no dataset, a weight that is negative or not finite, or no weight above 0.
+        UserError: a weight that is negative or not finite, or no weight above 0.
     """
 
-    def __init__(self, parts: Sequence[tuple[float, Sequences]]) -> None:
-        weights = [float(weight) for weight, _ in parts]
+    def __init__(self, weights: Sequence[float]) -> None:
+        weights = [float(weight) for weight in weights]
         for weight in weights:
             if not math.isfinite(weight) or weight < 0:
                 raise UserError(f"a blend weight is {weight}; weights are shares of sequences, 0 or more.")
         if not any(weights):
             raise UserError(f"the blend's weights are {weights}: at least one must be above 0.")
-        self.datasets = [sequences for _, sequences in parts]
         # a float is a fraction with a power of two below: scaled to integers, every comparison is exact
         fractions = [Fraction(weight) for weight in weights]
         scale = math.lcm(*(fraction.denominator for fraction in fractions))
         self._weights = [int(fraction * scale) for fraction in fractions]
         self._total = sum(self._weights)
         self._position = 0
-        self._counts = [0] * len(parts)
+        self._counts = [0] * len(weights)
 
     @property
     def weights(self) -> list[float]:
@@ -76,10 +64,15 @@ class Blend:
         dataset = self._next(counts)
         return dataset, counts[dataset]
 
-    def sample(self, i: int) -> NDArray[np.int64]:
-        """int64 [S + 1]: the i-th sample's ids."""
-        dataset, n = self.locate(i)
-        return self.datasets[dataset].sequence(n)
+    def when(self, dataset: int, n: int) -> int:
+        """i: the n-th sequence of `dataset`, whose weight is above 0, is the i-th sample."""
+        low, high = n, n + 1
+        while self.counts(high)[dataset] <= n:
+            low, high = high, 2 * high
+        while high - low > 1:  # counts before `low` are at most n, before `high` more
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.counts(middle)[dataset] <= n else (low, middle)
+        return low
 
     def _next(self, counts: list[int]) -> int:
         """The dataset whose next sequence, its c-th, is due first at (c + ½)/w; ties go by the order of the datasets."""

@@ -15,6 +15,7 @@ import shutil
 import struct
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,10 @@ DTYPES: dict[int, type[np.number[Any]]] = {
 TOKEN_DTYPES = (np.int32, np.uint16, np.int64, np.uint8, np.int8, np.int16)
 BLOCK = 1 << 20
 """Entries handled at a time where a whole `.idx` is walked: 8 MiB of pointers."""
+SAMPLED_IDS = 4096
+"""Ids in each block of `.bin` that a sampled check reads."""
+_READERS = 8
+"""Blocks of `.bin` that are read at once."""
 
 
 def token_dtype(vocab_size: int) -> type[np.number[Any]]:
@@ -279,28 +284,22 @@ def verify_structure(prefix: str | Path, vocab_size: int | None = None, sampled_
     """Check that an indexed dataset is whole, in seconds whatever its size, and open it.
 
     The whole `.idx` is checked (header, sizes, lengths, pointers, boundaries); of `.bin` its size and, with a
-    `vocab_size`, the ids of `sampled_blocks` evenly spread blocks of 4,096.
+    `vocab_size`, the ids of `sampled_blocks` evenly spread blocks of `SAMPLED_IDS`. Memory is that of a few blocks: the
+    index is read, not mapped, and `.bin` is read at several places at once.
 
     Raises:
         UserError: names the file and what is wrong with it.
     """
     dataset = IndexedTokens(prefix)
     index, data = idx_path(dataset.prefix), bin_path(dataset.prefix)
-    itemsize, expected_pointer = dataset.dtype.itemsize, 0
-    for start in range(0, dataset.sequence_count, BLOCK):
-        lengths = dataset.sequence_lengths[start : start + BLOCK].astype(np.int64)
-        pointers = dataset.sequence_pointers[start : start + BLOCK]
-        _refuse_first(lengths < 0, start, lengths, index, "a negative length")
-        ends = np.cumsum(lengths * itemsize) + expected_pointer
-        _refuse_first(pointers != ends - lengths * itemsize, start, pointers, index,
-                      "a pointer that is not where the sequence before it ends")
-        expected_pointer = int(ends[-1])
-    _check_boundaries(dataset, index)
+    with open(index, "rb", buffering=0) as file:
+        expected = _check_pointers(file.fileno(), dataset, index)
+        _check_boundaries(file.fileno(), dataset, index)
     size = data.stat().st_size
-    if size != expected_pointer:
-        what = "cut short" if size < expected_pointer else "longer than its index"
+    if size != expected:
+        what = "cut short" if size < expected else "longer than its index"
         raise UserError(
-            f"{data} is {what}: it has {size:,} bytes, and {index.name} describes {expected_pointer:,}. Copy it again, "
+            f"{data} is {what}: it has {size:,} bytes, and {index.name} describes {expected:,}. Copy it again, "
             "or make it again with tools/preprocess_data.py."
         )
     if vocab_size is not None:
@@ -308,30 +307,75 @@ def verify_structure(prefix: str | Path, vocab_size: int | None = None, sampled_
     return dataset
 
 
-def _check_boundaries(dataset: IndexedTokens, index: Path) -> None:
-    boundaries = dataset.document_boundaries
-    if boundaries[0] != 0 or boundaries[-1] != dataset.sequence_count:
+def _check_pointers(file: int, dataset: IndexedTokens, index: Path) -> int:
+    """Every sequence begins where the one before it ends; the bytes that they describe together."""
+    count, itemsize, expected = dataset.sequence_count, dataset.dtype.itemsize, 0
+    for start in range(0, count, BLOCK):
+        size = min(BLOCK, count - start)
+        lengths = _read_entries(file, HEADER_BYTES + 4 * start, size, "<i4", index)
+        pointers = _read_entries(file, HEADER_BYTES + 4 * count + 8 * start, size, "<i8", index)
+        if int(lengths.min()) < 0:
+            _refuse_first(lengths < 0, start, lengths, index, "a negative length")
+        starts = np.empty(size + 1, dtype=np.int64)
+        starts[0] = 0
+        np.cumsum(lengths, dtype=np.int64, out=starts[1:])
+        starts *= itemsize
+        starts += expected
+        if not np.array_equal(pointers, starts[:-1]):
+            _refuse_first(pointers != starts[:-1], start, pointers, index,
+                          "a pointer that is not where the sequence before it ends")
+        expected = int(starts[-1])
+    return expected
+
+
+def _check_boundaries(file: int, dataset: IndexedTokens, index: Path) -> None:
+    boundaries, offset = dataset.document_count + 1, HEADER_BYTES + 12 * dataset.sequence_count
+    first = int(_read_entries(file, offset, 1, "<i8", index)[0])
+    last = int(_read_entries(file, offset + 8 * (boundaries - 1), 1, "<i8", index)[0])
+    if first != 0 or last != dataset.sequence_count:
         raise UserError(
-            f"{index} is damaged: its documents go from sequence {boundaries[0]} to {boundaries[-1]}, where 0 to "
+            f"{index} is damaged: its documents go from sequence {first} to {last}, where 0 to "
             f"{dataset.sequence_count} was expected. Make it again with tools/preprocess_data.py."
         )
-    for start in range(0, len(boundaries) - 1, BLOCK):
-        block = boundaries[start : start + BLOCK + 1]
-        _refuse_first(np.diff(block) < 0, start, block[1:], index, "a document boundary that goes backwards")
+    for start in range(0, boundaries - 1, BLOCK):
+        block = _read_entries(file, offset + 8 * start, min(BLOCK + 1, boundaries - start), "<i8", index)
+        backwards = block[1:] < block[:-1]
+        _refuse_first(backwards, start, block[1:], index, "a document boundary that goes backwards")
+
+
+def _read_entries(file: int, offset: int, count: int, dtype: str, index: Path) -> NDArray[Any]:
+    """`count` numbers of an open `.idx` from the byte `offset` on: random pieces of a map would cost a fault a page."""
+    entries = np.empty(count, dtype=dtype)
+    view, at = memoryview(entries.view(np.uint8).data), offset
+    while view:
+        done = os.preadv(file, [view], at)
+        if not done:
+            raise UserError(f"{index} became shorter while it was read.")
+        view, at = view[done:], at + done
+    return entries
 
 
 def _check_ids(dataset: IndexedTokens, data: Path, vocab_size: int, sampled_blocks: int) -> None:
-    block = 4096
-    last = max(dataset.token_count - block, 0)
-    for start in np.unique(np.linspace(0, last, num=sampled_blocks, dtype=np.int64)):
-        ids = dataset.read(int(start), min(block, dataset.token_count)).astype(np.int64)
-        wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
-        if len(wrong):
-            position = int(start + wrong[0])
-            raise UserError(
-                f"{data} holds the id {ids[wrong[0]]} at token {position:,}, outside the vocabulary of {vocab_size:,} "
-                "ids: the data is damaged, or was made with another tokenizer (its .manifest.json says which)."
-            )
+    """The ids of evenly spread blocks; of a dataset with fewer than `sampled_blocks` blocks every id."""
+    size = min(SAMPLED_IDS, dataset.token_count)
+    blocks = min(sampled_blocks, -(-dataset.token_count // SAMPLED_IDS))
+    starts = np.unique(np.linspace(0, dataset.token_count - size, num=blocks, dtype=np.int64)).tolist()
+
+    def first_wrong(start: int) -> tuple[int, int] | None:
+        ids = dataset.read(start, size)
+        if int(ids.min()) >= 0 and int(ids.max()) < vocab_size:
+            return None
+        at = int(np.flatnonzero((ids < 0) | (ids.astype(np.int64) >= vocab_size))[0])
+        return start + at, int(ids[at])
+
+    with ThreadPoolExecutor(_READERS) as readers:  # waiting for a disk or a network is most of it
+        for found in readers.map(first_wrong, starts):
+            if found is not None:
+                readers.shutdown(wait=False, cancel_futures=True)
+                raise UserError(
+                    f"{data} holds the id {found[1]} at token {found[0]:,}, outside the vocabulary of {vocab_size:,} "
+                    "ids: the data is damaged, or was made with another tokenizer (its .manifest.json says which)."
+                )
 
 
 def _refuse_first(wrong: NDArray[np.bool_], start: int, values: NDArray[Any], index: Path, what: str) -> None:

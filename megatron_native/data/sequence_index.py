@@ -65,7 +65,7 @@ class SequenceIndex:
     ) -> None:
         if seq_length < 1:
             raise UserError(f"seq_length is {seq_length}; a sequence has at least one token.")
-        self.dataset, self.seq_length = dataset, seq_length
+        self.dataset, self.seq_length, self.packing = dataset, seq_length, packing
         self.policy = policy or LossPolicy()
         self.stream = DocumentStream(dataset, seed, dataset.digest() if name is None else name, cache)
         self.readings: list[Concatenated | BestFit] = []
@@ -117,15 +117,28 @@ class SequenceIndex:
         sample = self.sample(n)
         return np.append(sample.tokens, sample.labels[-1])
 
-    def visits(self, document: int, epoch: int) -> list[tuple[int, int]]:
+    def epochs(self, first: int, end: int) -> range:
+        """The epochs that any token of the visited sequences [first, end) may belong to."""
+        stream, block = self.packed.stream, self.packed.block_of(end - 1)
+        high = stream.epoch(block)
+        if isinstance(self.packed, Concatenated):  # the last sequence of a block may run into others
+            high = stream.epoch(stream.block_of(self.packed.first_sequence(block + 1) * self.seq_length - 1))
+        return range(self.epoch_of(first), high + 1)
+
+    def visits(self, document: int, epoch: int, way: int | None = None) -> list[tuple[int, int]]:
         """(way of reading, n) of every sequence that any of a document's tokens of an epoch is in.
 
-        A way of reading is the number of its entry in the history; the present one comes after them all.
+        A way of reading is the number of its entry in the history; the present one comes after them all. With `way`, only
+        that one is looked at.
         """
         start, stop = self.stream.range_of(document, epoch)
+        if start == stop:
+            return []
         found = []
-        for way, reading in enumerate(self.readings):
-            limit = self._taken[way] if way < len(self._taken) else None
+        for number, reading in enumerate(self.readings):
+            if way not in (None, number):
+                continue
+            limit = self._taken[number] if number < len(self._taken) else None
             for first, last in reading.stream.located(start, stop):
-                found += [(way, n) for n in reading.visits(first, last) if limit is None or n < limit]
+                found += [(number, n) for n in reading.visits(first, last) if limit is None or n < limit]
         return sorted(set(found))

@@ -6,6 +6,7 @@ With `quick`, the index is still checked whole, and of `.bin` only a sample is r
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from megatron_native.data.indexed import IndexedTokens, verify_structure
 from megatron_native.data.tokenizers import Tokenizer
 from megatron_native.errors import UserError
 from megatron_native.manifest import file_digest
-from megatron_native.progress import progress
+from megatron_native.progress import Progress, progress
 
 SAMPLED_DOCUMENTS = 2000
 """Documents whose begin and end a quick verification looks at."""
@@ -101,8 +102,12 @@ class Expectations:
     eod_id: int | None = None
 
 
-def verify_dataset(prefix: str | Path, expected: Expectations | None = None, quick: bool = False) -> Verification:
+def verify_dataset(
+    prefix: str | Path, expected: Expectations | None = None, quick: bool = False, bar: Progress | None = None
+) -> Verification:
     """Check everything about the dataset `prefix` that its files, its manifest and `expected` allow to check.
+
+    The bytes of `.bin` that were read are reported to `bar`, or to a bar of its own.
 
     Raises:
         UserError: neither `.bin` nor `.idx` is there, or the tokenizer given can't be opened.
@@ -110,12 +115,12 @@ def verify_dataset(prefix: str | Path, expected: Expectations | None = None, qui
     files = DatasetFiles(Path(prefix))
     if not files.bin.exists() and not files.idx.exists():
         raise UserError(f"{files.prefix} is no indexed dataset: neither {files.bin.name} nor {files.idx.name} is there.")
-    return _Verifier(files, expected or Expectations(), quick).run()
+    return _Verifier(files, expected or Expectations(), quick, bar).run()
 
 
 class _Verifier:
-    def __init__(self, files: DatasetFiles, expected: Expectations, quick: bool) -> None:
-        self.files, self.quick = files, quick
+    def __init__(self, files: DatasetFiles, expected: Expectations, quick: bool, bar: Progress | None) -> None:
+        self.files, self.quick, self.bar = files, quick, bar
         self.found = Verification(str(files.prefix), quick)
         try:
             self.manifest = files.manifest()
@@ -242,7 +247,8 @@ class _Verifier:
         """The one pass over `.bin`; without a sound index only its checksum."""
         path, recorded = self.files.bin, self._recorded_size(self.files.bin)
         digest = xxhash.xxh3_128()
-        with progress(f"verify {path.name}", path.stat().st_size, "B") as bar:
+        own = progress(f"verify {path.name}", path.stat().st_size, "B")
+        with own if self.bar is None else nullcontext(self.bar) as bar:
             if dataset is None:
                 with open(path, "rb") as file:
                     for raw in iter(lambda: file.read(1 << 23), b""):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from megatron.core import parallel_state
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
 
+class LogitObserver(Protocol):
+    """Something that looks at logits as they pass."""
+
+    def observe(self, logits: Tensor, padded_columns: int) -> None:
+        """Logits [s, b, vocabulary / TP] of one micro-batch, whose last `padded_columns` columns have no token."""
+        ...
+
+
 class LanguageModel(GPTModel):
     """GPTModel whose rows of vocabulary padding never take part in the softmax.
 
@@ -27,6 +35,8 @@ class LanguageModel(GPTModel):
     """
 
     unpadded_vocab_size: int
+    logit_observer: LogitObserver | None = None
+    """Sees the logits of training's forward passes while it is set."""
 
     def _padded_columns(self, logits: Tensor) -> int:
         """How many of this process's last columns of `logits` [s, b, vocabulary / TP] are padding."""
@@ -37,6 +47,8 @@ class LanguageModel(GPTModel):
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy per token [b, s] of `logits` [s, b, vocabulary / TP], padding excluded."""
         padded = self._padded_columns(logits)
+        if self.logit_observer is not None and self.training:
+            self.logit_observer.observe(logits, padded)
         if padded:
             mask = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
             mask[logits.shape[-1] - padded :] = True
@@ -74,10 +86,19 @@ def build_language_model(
         vp_stage=vp_stage,
     )
     language_model.unpadded_vocab_size = model.vocab_size
-    # megatron-core hard-codes LLaMA-3.1's scaling factors; the configuration's own are put in their place.
+    set_rotary_frequencies(language_model, model)
+    return language_model
+
+
+def set_rotary_frequencies(language_model: LanguageModel, model: ModelConfig) -> None:
+    """Give a model chunk the rotary frequencies of a configuration, scaled or not.
+
+    megatron-core hard-codes LLaMA-3.1's scaling factors, so the configuration's own are put in their place; and it keeps
+    the angles of the lengths that it has met, which are forgotten here.
+    """
     rotary: Any = language_model.rotary_pos_emb
     rotary.inv_freq = inverse_frequencies(model).to(rotary.inv_freq)
-    return language_model
+    type(rotary).forward.cache_clear()
 
 
 def build_model_chunks(

@@ -40,7 +40,8 @@ class RMSNorm(nn.Module):
 class TorchCausalAttention(MegatronModule):
     """Core attention by `scaled_dot_product_attention`: causal, grouped-query, no dropout.
 
-    Every query sees itself and what stands before it in its sequence, so no mask tensor is made or read.
+    Every query sees itself and what stands before it in its sequence, or in its document where megatron-core's
+    `PackedSeqParams` say where documents begin. No mask tensor is made or read.
     """
 
     def __init__(
@@ -69,17 +70,35 @@ class TorchCausalAttention(MegatronModule):
     ) -> Tensor:
         """Query [s, b, heads, channels], key and value [s, b, groups, channels] → [s, b, heads · channels].
 
+        With `packed_seq_params` in THD format the inputs are [t, heads or groups, channels], documents one after another,
+        and the result is [t, heads, channels].
+
         Raises:
-            ValueError: a bias or packed sequences are given, which this attention does not apply.
+            ValueError: a bias or another packed format is given, which this attention does not apply.
         """
-        if attention_bias is not None or packed_seq_params is not None:
-            raise ValueError("TorchCausalAttention applies neither an attention bias nor packed sequences")
-        repeats = query.shape[2] // key.shape[2]
+        if attention_bias is not None:
+            raise ValueError("TorchCausalAttention applies no attention bias")
+        if packed_seq_params is not None:
+            return self._by_document(query, key, value, packed_seq_params)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+        return self._attend(query, key, value).permute(2, 0, 1, 3).flatten(2).contiguous()
+
+    def _by_document(self, query: Tensor, key: Tensor, value: Tensor, packed: Any) -> Tensor:
+        if packed.qkv_format != "thd" or packed.cu_seqlens_q is not packed.cu_seqlens_kv:
+            raise ValueError("TorchCausalAttention takes packed sequences in THD format, queries and keys of the same length")
+        lengths = packed.cu_seqlens_q.diff().tolist()
+        documents = zip(*(tensor.split(lengths) for tensor in (query, key, value)))
+        contexts = [
+            self._attend(*(tensor.transpose(0, 1)[None] for tensor in document))[0].transpose(0, 1) for document in documents
+        ]
+        return torch.cat(contexts)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[b, heads, s, channels] each, keys and values with a head a group → the same shape as the query."""
+        repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
             key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
-        context = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)
-        return context.permute(2, 0, 1, 3).flatten(2).contiguous()
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)
 
 
 def torch_layer_spec() -> ModuleSpec:

@@ -1,89 +1,316 @@
-"""Checkpoints of a run: megatron-core's distributed format, written beside and renamed, complete in themselves.
+"""Checkpoints of a run: saved while training goes on, complete in themselves, restored under any layout.
 
-Model weights and optimizer state are global tensors (optimizer sharding `fully_reshardable`), so a run resumes under
-another layout; the same layout resumes bit for bit. What travels with the weights is described by `checkpoint/layout.py`.
+A save blocks training for the copy of the state only: a forked process on every rank writes it, beside and under another
+name, and the folder gets its own name when every file is on the disk with its checksum. Whatever fails, on whatever
+rank, all ranks learn of it, the half-written folder goes and the run goes on with its older checkpoints.
+
+Model weights and optimizer state are global tensors, so a run resumes under another layout; the same layout resumes bit
+for bit. What travels with the weights is described by `checkpoint/layout.py`.
 """
 
 from __future__ import annotations
 
-import random
-import shutil
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-import yaml
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core import dist_checkpointing
 
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
-from megatron_native.config.run import RunConfig
+from megatron_native.config.run import CheckpointingSection
 from megatron_native.errors import UserError
+from megatron_native.training import sharded_state
+from megatron_native.training.async_save import (
+    BesideTensors,
+    PlannedSave,
+    Written,
+    finish_save,
+    plan_save,
+    write_planned,
+)
+from megatron_native.training.forked_writer import ForkedWriter
 from megatron_native.training.model import TrainableModel
+from megatron_native.training.owned_state import without_gathering
+from megatron_native.training.retention import Retention, checkpoint_folder, checkpoints_of, newest_whole, step_of
 
-_RNG_KEY = "rng_state"
+__all__ = [
+    "Checkpointer",
+    "SavedCheckpoint",
+    "checkpoint_folder",
+    "checkpoints_of",
+    "load_checkpoint",
+    "load_model_weights",
+    "load_weights",
+    "newest_whole",
+    "step_of",
+]
+
+_POLL_SECONDS = 0.02
 
 
-def _content() -> dict[str, Any]:
-    """What the checkpoint holds, for megatron-core, which adds process groups to the dictionary it is given."""
-    return {"distrib_optim_sharding_type": "fully_reshardable"}
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """How a save ended; every rank says the same, but for its own seconds."""
+
+    folder: Path
+    step: int
+    seconds: float
+    """From its beginning until it had its name, or had failed."""
+    bytes: int
+    """Of all its files, on all ranks; 0 when it failed."""
+    failed: str | None
+    """Why there is no such checkpoint; None when there is one."""
+    blocked: float = 0.0
+    """Seconds that training waited for it, from its beginning to its end."""
 
 
 @dataclass
-class Progress:
-    """How far a run is; the only position there is."""
+class _Save:
+    """A save under way, as one rank sees it."""
 
-    step: int = 0
-    consumed_samples: int = 0
-    consumed_tokens: int = 0
+    folder: Path
+    step: int
+    started: float
+    planned: PlannedSave | None = None
+    writer: ForkedWriter | None = None
+    failed: str | None = None
+    """Why this rank can't do its part."""
+    blocked: float = 0.0
+    finishing: bool = False
+    """All ranks have written, and rank 0 makes a checkpoint of it."""
+    finished: Future[tuple[int, str | None]] | None = None
+    """Rank 0's: bytes, and why it failed."""
 
 
-def checkpoint_folder(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint after `step` lies."""
-    return run_dir / "checkpoints" / f"step_{step:08d}"
+class Checkpointer:
+    """Saves a run's checkpoints; every rank makes one, at the same time.
 
-
-def checkpoints_of(run_dir: Path) -> list[Path]:
-    """The run's finished checkpoints, oldest first; folders still being written have another name."""
-    return sorted(path for path in (run_dir / "checkpoints").glob("step_????????") if path.is_dir())
-
-
-def save_checkpoint(
-    folder: Path, model: TrainableModel, progress: Progress, source: Path | None, config_yaml: str, save_optimizer: bool
-) -> None:
-    """Write a complete checkpoint; every rank calls this.
+    What an earlier run left half written is removed first.
 
     Args:
-        folder: where it will lie. It is written beside and appears whole.
-        source: checkpoint whose `run/` files (model, tokenizer, HF config, reference logits) travel along.
-        config_yaml: the resolved configuration.
-        save_optimizer: also write optimizer state and RNG states, which an exact resume needs.
+        run_dir: the run's folder; checkpoints lie in `checkpoints/step_XXXXXXXX`.
+        settings: when to save asynchronously, with or without the optimizer, and what to keep.
+        say: gets a line about leftovers and about what could not be deleted, on rank 0.
     """
-    partial = layout.partial_path(folder)
-    if dist.get_rank() == 0:
-        layout.start_partial(folder)
-    dist.barrier()
-    state = _model_state(model.modules)
-    state["progress"] = vars(progress).copy()
-    if save_optimizer:
-        state["optimizer"] = model.optimizer.sharded_state_dict(_flat_model_state(state), metadata=_content())
-        state[_RNG_KEY] = _rng_object(_rng_state())
-    dist_checkpointing.save(state, str(partial), ("torch_dist", 1), content_metadata=_content())
-    if dist.get_rank() == 0:
-        if source is not None:
-            layout.copy_run_files(source, partial)
-        (partial / layout.RUN).mkdir(exist_ok=True)
-        (partial / layout.RUN / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        layout.write_checksums(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        layout.finish_partial(partial, folder)
-    dist.barrier()
+
+    def __init__(self, run_dir: Path, settings: CheckpointingSection, say: Callable[[str], None]) -> None:
+        self.run_dir, self.settings, self._say = run_dir, settings, say
+        self._rank = dist.get_rank()
+        # Of its own and on the CPU: asking how far a save is never waits for a device.
+        self._group = dist.new_group(backend="gloo")
+        self._save: _Save | None = None
+        self._ended: list[SavedCheckpoint] = []
+        self._validated = False
+        self._retention: Retention | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        if self._rank == 0:
+            self._retention = Retention(run_dir, settings.keep_last, settings.keep_every)
+            self._retention.clean(say)
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-finishing")
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save is under way; the same on every rank."""
+        return self._save is not None
+
+    def save(
+        self,
+        step: int,
+        model: TrainableModel,
+        progress: Mapping[str, Any],
+        source: Path | None,
+        run_files: Mapping[str, str],
+    ) -> float:
+        """Begin to save; collective. Model and optimizer may change as soon as this returns.
+
+        A save that is still under way is waited for first. How a save ended is told by `poll` and `wait`: a full disk
+        is no exception.
+
+        Args:
+            step: names the checkpoint; one of the same name is replaced when the new one is whole.
+            model: what is saved.
+            progress: how far the run is, as JSON could hold it; `load_checkpoint` returns it.
+            source: checkpoint whose `run/` files (model, tokenizer, HF config, reference logits) travel along. Where it
+                is gone, the newest checkpoint of this run, which had them from it.
+            run_files: other texts by name relative to `run/`, such as `config.yaml`.
+
+        Returns:
+            Seconds that training was blocked.
+
+        Raises:
+            TypeError: `progress` holds something that JSON doesn't.
+        """
+        started = time.monotonic()
+        position = json.loads(json.dumps(progress))
+        self._wait_for_save()
+        begun = time.monotonic()
+        save = _Save(checkpoint_folder(self.run_dir, step), step, begun)
+        state = sharded_state.model_state(model.modules)
+        state["progress"] = position
+        if self.settings.save_optimizer:
+            flat = sharded_state.flat_model_state(state)
+            with without_gathering(model.optimizer):
+                state["optimizer"] = model.optimizer.sharded_state_dict(flat, metadata=sharded_state.content())
+            state[sharded_state.RNG_KEY] = sharded_state.rng_object(sharded_state.rng_state())
+        planned = plan_save(state, sharded_state.content(), validate=not self._validated)
+        del state
+        self._validated = True
+        refused = self._prepare_folder(save.folder, planned.bytes)
+        if refused is None:
+            self._start_writer(save, planned, source, run_files)
+        save.blocked = time.monotonic() - begun
+        self._save = save
+        if refused is not None:
+            self._end(save, 0, refused)
+        elif not self.settings.asynchronous:
+            self._wait_for_save()
+        return time.monotonic() - started
+
+    def poll(self) -> list[SavedCheckpoint]:
+        """Finish a save whose files are written, without waiting; collective, called after every step.
+
+        Returns:
+            The saves that have ended, well or not, since the last call.
+        """
+        if self._save is not None:
+            self._advance(self._save)
+        if self._retention is not None:
+            for failure in self._retention.failures():
+                self._say(failure)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def wait(self) -> list[SavedCheckpoint]:
+        """Block until nothing is under way, deletions included; collective. Returns what `poll` does."""
+        self._wait_for_save()
+        if self._retention is not None:
+            self._retention.wait()
+        return self.poll()
+
+    def _wait_for_save(self) -> None:
+        while self._save is not None:
+            save = self._save
+            if not self._advance(save):
+                time.sleep(_POLL_SECONDS)
+                save.blocked += _POLL_SECONDS
+
+    def _prepare_folder(self, folder: Path, own_bytes: int) -> str | None:
+        """Make the empty folder to write in, on rank 0; every rank learns why there is none."""
+        total = torch.tensor([own_bytes], dtype=torch.int64, device="cpu")
+        dist.all_reduce(total, group=self._group)
+        refused: list[str | None] = [None]
+        if self._retention is not None:
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                self._require_space(folder.parent, int(total))
+                layout.start_partial(folder)
+            except (OSError, UserError) as error:
+                refused[0] = layout.in_one_line(error)
+        dist.broadcast_object_list(refused, src=0, group=self._group, device=torch.device("cpu"))
+        return refused[0]
+
+    def _require_space(self, folder: Path, needed: int) -> None:
+        """Raise `UserError` where the disk lacks `needed` bytes, also when what is being deleted has gone."""
+        assert self._retention is not None
+        try:
+            layout.check_free_space(folder, needed, "the checkpoint")
+        except UserError:
+            self._retention.wait()
+            layout.check_free_space(folder, needed, "the checkpoint")
+
+    def _start_writer(
+        self, save: _Save, planned: PlannedSave, source: Path | None, run_files: Mapping[str, str]
+    ) -> None:
+        """Fork this rank's writer; what keeps it from starting is this rank's failure, agreed on with the others later."""
+        beside = None
+        try:
+            if self._rank == 0:
+                beside = BesideTensors(self._travelling_from(source), dict(run_files))
+            planned.stage()
+            work = partial(write_planned, planned, layout.partial_path(save.folder), self._rank, beside)
+            save.writer = ForkedWriter(work)
+        except (OSError, RuntimeError) as error:  # torch's lack of memory is a RuntimeError
+            save.failed = layout.in_one_line(error)
+        planned.release()
+        save.planned = planned
+
+    def _travelling_from(self, source: Path | None) -> Path | None:
+        if source is None or source.is_dir():
+            return source
+        existing = checkpoints_of(self.run_dir)
+        if not existing:
+            raise FileNotFoundError(f"{source}, whose {layout.RUN}/ files belong into the checkpoint, is gone")
+        return existing[-1]
+
+    def _advance(self, save: _Save) -> bool:
+        """Take a save as far as it goes without waiting; whether it has ended. Collective."""
+        started = time.monotonic()
+        try:
+            if not save.finishing:
+                if not self._all(save.writer is None or save.writer.done()):
+                    return False
+                self._begin_finishing(save)
+            if not self._all(save.finished is None or save.finished.done()):
+                return False
+            outcome = [save.finished.result() if save.finished is not None else None]
+            dist.broadcast_object_list(outcome, src=0, group=self._group, device=torch.device("cpu"))
+        finally:
+            save.blocked += time.monotonic() - started
+        assert outcome[0] is not None
+        self._end(save, *outcome[0])
+        return True
+
+    def _all(self, here: bool) -> bool:
+        """Whether all ranks say so."""
+        answer = torch.tensor([int(here)], dtype=torch.int32, device="cpu")
+        dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=self._group)
+        return bool(answer)
+
+    def _begin_finishing(self, save: _Save) -> None:
+        """Collect what the ranks have written, or why they have not; rank 0 goes on in a thread."""
+        written, failed = save.writer.result() if save.writer is not None else (None, save.failed)
+        report = (written, None if failed is None else f"rank {self._rank}: {failed}")
+        reports: list[Any] | None = [None] * dist.get_world_size() if self._rank == 0 else None
+        dist.gather_object(report, reports, dst=0, group=self._group)
+        save.finishing = True
+        if reports is not None:
+            assert self._thread is not None and save.planned is not None
+            save.finished = self._thread.submit(self._finish, save, save.planned.planner, reports)
+
+    def _finish(self, save: _Save, planner: Any, reports: list[tuple[Written, str | None]]) -> tuple[int, str | None]:
+        """Rank 0's last part, in a thread: a checkpoint with its name, or nothing of it. Bytes, and why it failed."""
+        assert self._retention is not None
+        unfinished = layout.partial_path(save.folder)
+        failures = [failed for _, failed in reports if failed is not None]
+        size = 0
+        if not failures:
+            try:
+                written = [report for report, _ in reports]
+                size = finish_save(planner, written, unfinished, save.folder, self._retention.delete)
+            except Exception as error:  # whatever it is, every rank has to learn of it
+                failures.append(f"rank 0: {layout.in_one_line(error)}")
+        if failures:
+            with suppress(OSError):  # told by failures(), or cleaned up by the next run
+                self._retention.delete(unfinished)
+            return 0, "; ".join(failures[:4]) + (f"; and {len(failures) - 4} more" if len(failures) > 4 else "")
+        for folder in self._retention.expired(protected=(save.folder,)):
+            with suppress(OSError):  # tried again after the next save
+                self._retention.delete(folder)
+        return size, None
+
+    def _end(self, save: _Save, size: int, failed: str | None) -> None:
+        seconds = time.monotonic() - save.started
+        self._ended.append(SavedCheckpoint(save.folder, save.step, seconds, size, failed, save.blocked))
+        self._save = None
 
 
 def load_weights(folder: Path, model: TrainableModel) -> None:
@@ -98,141 +325,60 @@ def load_model_weights(folder: Path, modules: Sequence[Any]) -> None:
     Raises:
         UserError: the checkpoint lacks a weight of the model, or has it in another shape.
     """
-    state = _model_state(modules)
+    state = sharded_state.model_state(modules)
     _require_keys(folder, state)
-    _put_model_state(modules, dist_checkpointing.load(state, str(folder)))
+    sharded_state.put_model_state(modules, dist_checkpointing.load(state, str(folder)))
 
 
-def refuse_other_data(folder: Path, run: RunConfig) -> None:
-    """Refuse to go on from a checkpoint with settings under which the same position means other samples.
-
-    Raises:
-        UserError: names each such setting with its value there and here.
-    """
-    path = folder / layout.RUN / "config.yaml"
-    there = yaml.safe_load(path.read_text(encoding="utf-8"))
-    here = run.model_dump(mode="json")
-    fields = (("seed",), ("data", "seq_length"), ("data", "blend"), ("training", "global_batch_size"))
-    differing = []
-    for keys in fields:
-        before, now = there, here
-        for key in keys:
-            before, now = before[key], now[key]
-        if before != now:
-            differing.append(f"{'.'.join(keys)}: {before} there, {now} now")
-    if differing:
-        raise UserError(
-            f"{folder} was trained with other settings of the data ({'; '.join(differing)}), so going on would repeat or "
-            "skip samples. Put them back, or start a run of its own with model.checkpoint set to that folder."
-        )
-
-
-def load_checkpoint(folder: Path, model: TrainableModel) -> Progress:
-    """Restore weights, optimizer, RNG states and position from a checkpoint of this run.
+def load_checkpoint(folder: Path, model: TrainableModel, reset_optimizer: bool = False) -> dict[str, Any]:
+    """Restore weights, optimizer and RNG states from a checkpoint of this run.
 
     RNG states belong to a place in the layout: under another layout the seeds of the start stand.
 
+    Args:
+        folder: the checkpoint.
+        model: what is restored; it may have been trained since it was built.
+        reset_optimizer: the moments and step counts start anew; weights and their FP32 masters are restored.
+
+    Returns:
+        The `progress` that was saved.
+
     Raises:
-        UserError: the checkpoint is incomplete or was saved without optimizer state.
+        UserError: the checkpoint is incomplete, or was saved without optimizer state and that is not reset.
     """
     layout.check_complete(folder)
     reader = TorchDistReader(folder)
     if not any(key.startswith("optimizer.") for key in reader.tensors):
-        raise UserError(
-            f"{folder} was saved without optimizer state (checkpointing.save_optimizer=false), so the run can't go on "
-            "exactly from it. Start a new run with model.checkpoint set to it, in another run_dir."
-        )
-    state = _model_state(model.modules)
+        if not reset_optimizer:
+            raise UserError(
+                f"{folder} was saved without optimizer state (checkpointing.save_optimizer=false), so the run can't go on "
+                "exactly from it. Start a new run with model.checkpoint set to it, in another run_dir."
+            )
+        load_weights(folder, model)
+    else:
+        _load_everything(folder, model, reader)
+    if reset_optimizer:
+        sharded_state.reset_moments(model.optimizer)
+    return dict(read_common(folder)["progress"])
+
+
+def _load_everything(folder: Path, model: TrainableModel, reader: TorchDistReader) -> None:
+    state = sharded_state.model_state(model.modules)
     _require_keys(folder, state)
-    _prepare_torch_adam_for_loading(model.optimizer)
+    sharded_state.prepare_torch_adam_for_loading(model.optimizer)
     state["optimizer"] = model.optimizer.sharded_state_dict(
-        _flat_model_state(state), is_loading=True, metadata=_content()
+        sharded_state.flat_model_state(state), is_loading=True, metadata=sharded_state.content()
     )
-    rng = _rng_object(None)
+    rng = sharded_state.rng_object(None)
     same_layout = any(key.startswith(f"{rng.unique_key}") for key in reader.objects)
     if same_layout:
-        state[_RNG_KEY] = rng
+        state[sharded_state.RNG_KEY] = rng
     loaded = dist_checkpointing.load(state, str(folder))
-    _put_model_state(model.modules, loaded)
+    sharded_state.put_model_state(model.modules, loaded)
     model.optimizer.load_state_dict(loaded["optimizer"])
-    _separate_torch_adam_steps(model.optimizer)
+    sharded_state.separate_torch_adam_steps(model.optimizer)
     if same_layout:
-        _set_rng_state(loaded[_RNG_KEY])
-    return Progress(**read_common(folder)["progress"])
-
-
-def prune(run_dir: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; 0 keeps all. Called by one rank."""
-    if keep_last:
-        for folder in checkpoints_of(run_dir)[:-keep_last]:
-            shutil.rmtree(folder)
-
-
-def _model_state(modules: Sequence[Any]) -> dict[str, Any]:
-    """Each chunk's sharded state under `model`, or `model0`, `model1`, … as in Megatron-LM."""
-    if len(modules) == 1:
-        return {"model": modules[0].sharded_state_dict(metadata=_content())}
-    return {f"model{index}": module.sharded_state_dict(metadata=_content()) for index, module in enumerate(modules)}
-
-
-def _flat_model_state(state: dict[str, Any]) -> dict[str, Any]:
-    """What the optimizer looks its parameters up in."""
-    return {key: value for key, value in state.items() if key.startswith("model")}
-
-
-def _put_model_state(modules: Sequence[Any], loaded: dict[str, Any]) -> None:
-    for index, module in enumerate(modules):
-        key = "model" if len(modules) == 1 else f"model{index}"
-        # Not strict about Transformer Engine's extra state, which an import leaves empty; weights were checked before.
-        missing, unexpected = module.load_state_dict(loaded[key], strict=False)
-        wrong = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]
-        if wrong:
-            raise RuntimeError(f"the model and its loaded state differ in {wrong}")
-
-
-def _prepare_torch_adam_for_loading(optimizer: Any) -> None:
-    """Bridge gaps of megatron-core 0.16 with torch's AdamW, which stands in where no fused Adam is installed.
-
-    It asks for the optimizer's step before there was one, so the state is allocated first. And it copies every state of
-    a parameter from the checkpoint, `step` included, which is not stored per parameter: the value that it has already
-    set from the parameter groups is handed back to it.
-    """
-    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if not isinstance(inner.optimizer, torch.optim.AdamW):
-            continue
-        states = inner.optimizer.state
-        for group in inner.optimizer.param_groups:
-            for parameter in group["params"]:
-                if not states[parameter]:
-                    states[parameter] = {
-                        "step": torch.zeros(()),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
-        if hasattr(inner, "_set_main_param_and_optimizer_states"):
-            inner._set_main_param_and_optimizer_states = _with_own_step(inner)
-
-
-def _separate_torch_adam_steps(optimizer: Any) -> None:
-    """Give every parameter a step counter of its own again: megatron-core 0.16 loads one tensor into all of them.
-
-    torch's AdamW counts in place, so a shared counter would advance once per parameter at every step.
-    """
-    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if isinstance(inner.optimizer, torch.optim.AdamW):
-            for state in inner.optimizer.state.values():
-                state["step"] = state["step"].clone()
-
-
-def _with_own_step(optimizer: Any) -> Any:
-    set_states = type(optimizer)._set_main_param_and_optimizer_states
-
-    def set_states_with_step(model_param: Any, tensors: dict[str, Any]) -> None:
-        group, order = optimizer.model_param_group_index_map[model_param]
-        main_param = optimizer.optimizer.param_groups[group]["params"][order]
-        set_states(optimizer, model_param, {**tensors, "step": optimizer.optimizer.state[main_param]["step"]})
-
-    return set_states_with_step
+        sharded_state.set_rng_state(loaded[sharded_state.RNG_KEY])
 
 
 def _require_keys(folder: Path, state: dict[str, Any]) -> None:
@@ -249,36 +395,3 @@ def _require_keys(folder: Path, state: dict[str, Any]) -> None:
         there, here = tuple(tensors[tensor.key].shape), tuple(tensor.global_shape)
         if there != here and not tensor.allow_shape_mismatch:
             raise UserError(f"{folder}: {tensor.key} has shape {there}, this model's is {here}: another model's?")
-
-
-def _rng_object(data: Any) -> ShardedObject:
-    """The RNG states as an object with one shard per pipeline and tensor rank, replicated over data-parallel ranks."""
-    pipeline, tensor = (
-        parallel_state.get_pipeline_model_parallel_world_size(),
-        parallel_state.get_tensor_model_parallel_world_size(),
-    )
-    return ShardedObject(
-        _RNG_KEY,
-        data,
-        (pipeline, tensor),
-        (parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_tensor_model_parallel_rank()),
-        replica_id=parallel_state.get_data_parallel_rank(with_context_parallel=True),
-    )
-
-
-def _rng_state() -> dict[str, Any]:
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(),
-        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state(state["cuda"])
-    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])

@@ -64,9 +64,7 @@ class HeldoutEvaluation:
     def _score(self, chunks: Sequence[Any], windows: HeldoutWindows) -> HeldoutScore:
         batches = self._micro_batches(windows, interleaved=len(chunks) > 1)
         with torch.no_grad():
-            reports = run_schedule(
-                chunks, batches, self.run.data.seq_length, batches[0].tokens.shape[0], forward_only=True
-            )
+            reports = run_schedule(chunks, batches, forward_only=True)
         nats, tokens = reduce_reports(reports, self.device)
         bits = nats / math.log(2) / windows.text_bytes
         return HeldoutScore(bits, nats / max(1, tokens), tokens, windows.text_bytes)

@@ -1,16 +1,21 @@
 """Starting a run: as one rank, or as a local torchrun over several processes.
 
-What can be wrong with a configuration is found before any process is started. A rank that the local launcher started
-hands a user error to it, so that it is read once and not once a rank.
+What can be wrong with a configuration is found before any process is started. When a rank of the local launcher dies, all
+ranks start again from the newest checkpoint, `faults.max_restarts` times. A user error and a stop that was asked for are
+final: the rank leaves them to the launcher (`launch_folder.py`), so that they are said once and not once a rank.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +25,103 @@ from megatron_native.config.load import load_run_config
 from megatron_native.config.megatron import CUDA_ENVIRONMENT
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, UserError
+from megatron_native.training.incidents import GAVE_UP, RANK_DIED, RESTART, Incidents
+from megatron_native.training.launch_folder import FOLDER_VARIABLE, LaunchFolder
+from megatron_native.training.restarts import Death, RestartPolicy
+from megatron_native.training.run_lock import HELD_VARIABLE, STALE_SECONDS, RunLock
+from megatron_native.training.signals import STOP_SIGNALS
 
-_ERROR_FOLDER = "MEGATRON_NATIVE_ERROR_FOLDER"
+FINISHED_FILE = "finished.json"
+"""What the trainer leaves in the run folder at its end: `step`, `checkpoint` (relative to the run folder, or absolute) and
+`plan` (the configuration's `phases` as JSON)."""
+PRETRAIN = ("-m", "megatron_native", "pretrain")
+"""Arguments of Python that make it one rank of a run, before `--config` and the overrides."""
+
+_LAUNCHER_NOTICES_SECONDS = 3.0
 
 
 def run_rank(config: Path, overrides: Sequence[str]) -> int:
     """Be one rank of a run (torchrun's environment says which, or the only one); its exit code."""
+    return rank_outcome(lambda: _train(config, overrides))
+
+
+def rank_outcome(train: Callable[[], int]) -> int:
+    """Do `train` as one rank and return its exit code, with its outcome left to the launcher where that is ours.
+
+    Under our launcher a rank that stopped as asked ends with 0, so that the others are not ended while they still save,
+    and a rank that is started again although another has left an outcome ends at once.
+
+    Raises:
+        UserError: what `train` raised, where there is no launcher to tell it.
+    """
+    folder = LaunchFolder.of_environment()
+    if folder is None:
+        return train()
+    if folder.has_outcome():
+        return EXIT_DONE
+    _die_with_launcher()
+    rank = int(os.environ.get("RANK", "0"))
     try:
-        return _train(config, overrides)
+        code = train()
     except UserError as error:
-        folder = os.environ.get(_ERROR_FOLDER)
-        if folder is None:
-            raise
-        (Path(folder) / os.environ.get("RANK", "0")).write_text(str(error), encoding="utf-8")
+        folder.leave_user_error(rank, error)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # the launcher says so
+    except Exception as error:
+        if _is_lost_connection(error):
+            # Another rank died, and the launcher is about to end this one: a traceback from each would hide the cause.
+            time.sleep(_LAUNCHER_NOTICES_SECONDS)
+        raise
+    if code == EXIT_REQUEUE:
+        folder.leave_requeue(rank)
+        return EXIT_DONE
+    return code
 
 
 def _train(config: Path, overrides: Sequence[str]) -> int:
     run = load_run_config(config, overrides)
     if _is_finished(run):
         return EXIT_DONE
-    from megatron_native.platform import start_platform, stop_platform
+    with _lock_of_rank(run.run_dir):
+        if LaunchFolder.of_environment() is None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            _check_data(run)
+        from megatron_native.platform import start_platform, stop_platform
 
-    platform = start_platform(run.platform, cuda_environment=CUDA_ENVIRONMENT)
-    import torch
+        platform = start_platform(run.platform, cuda_environment=CUDA_ENVIRONMENT)
+        import torch
 
-    from megatron_native.training.trainer import Trainer
+        from megatron_native.training.trainer import Trainer
 
-    if platform.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    try:
-        return Trainer(run, platform).fit()
-    finally:
-        stop_platform()
+        if platform.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        try:
+            return Trainer(run, platform).fit()
+        finally:
+            stop_platform()
 
 
-def launch_local(config: Path, overrides: Sequence[str], processes: int) -> int:
-    """Start `processes` ranks on this machine with torchrun's launcher and wait for them; the exit code of the run.
+def _lock_of_rank(run_dir: Path) -> AbstractContextManager[Any]:
+    """The run's lock, in rank 0 of a run that no launcher of ours holds it for."""
+    if int(os.environ.get("RANK", "0")) != 0 or RunLock.held_by_launcher(run_dir):
+        return nullcontext()
+    return RunLock(run_dir, patience=STALE_SECONDS)
+
+
+def launch_local(config: Path, overrides: Sequence[str], processes: int, worker: Sequence[str] = PRETRAIN) -> int:
+    """Start `processes` ranks on this machine with torchrun's agent and wait for them; the exit code of the run.
+
+    SIGTERM and SIGUSR1 are passed on to the ranks, which save and stop, however long that takes.
+
+    Args:
+        config: the run's YAML file.
+        overrides: settings that override the file's.
+        processes: how many ranks.
+        worker: arguments of Python that make it a rank; `--config`, the file and the overrides follow them.
 
     Raises:
-        UserError: the configuration does not fit (found before anything starts), or a rank met a user error.
+        UserError: the configuration does not fit or another run works in the folder (found before anything starts), or a
+            rank met a user error.
     """
     run = load_run_config(config, overrides)
     if processes < 1:
@@ -69,55 +131,117 @@ def launch_local(config: Path, overrides: Sequence[str], processes: int) -> int:
     check_layout(run, read_model(run), processes)
     if _is_finished(run):
         return EXIT_DONE
-    from megatron_native.platform.quiet import silence_libraries
+    with RunLock(run.run_dir, patience=STALE_SECONDS), tempfile.TemporaryDirectory(prefix="megatron-native-") as shared:
+        _check_data(run)
+        folder = LaunchFolder(Path(shared))
+        _set_rank_environment(run, folder, processes)
+        try:
+            return _supervise(run, [*worker, "--config", str(config), *overrides], processes, folder)
+        finally:
+            for name in (FOLDER_VARIABLE, HELD_VARIABLE):
+                os.environ.pop(name)
 
-    silence_libraries()
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+def _check_data(run: RunConfig) -> None:
+    """Refuse damaged or foreign data before any device is touched; once a node."""
+    from megatron_native.data.startup_check import check_datasets
+    from megatron_native.training.shape import read_model
+
+    check_datasets(run, read_model(run), lambda line: print(line, flush=True))
+
+
+def _set_rank_environment(run: RunConfig, folder: LaunchFolder, processes: int) -> None:
+    os.environ[FOLDER_VARIABLE] = str(folder.path)
+    os.environ[HELD_VARIABLE] = str(run.run_dir.resolve())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
     # The ranks import the same package as this process, also from a clone that is not installed.
     package_root = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory(prefix="megatron-native-") as errors:
-        os.environ[_ERROR_FOLDER] = errors
-        launch = elastic_launch(
-            LaunchConfig(
-                min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, monitor_interval=0.1,
-                rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=str(os.getpid()),
-            ),
-            sys.executable,
-        )  # fmt: skip
-        try:
-            launch("-m", "megatron_native", "pretrain", "--config", str(config), *overrides)
-        except ChildFailedError as failure:
-            messages = sorted({path.read_text(encoding="utf-8") for path in Path(errors).iterdir()})
-            if messages:
-                raise UserError(" ".join(messages)) from None
-            return _exit_code(failure)
-    return EXIT_DONE
+
+
+def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder: LaunchFolder) -> int:
+    """Run the ranks, start them again after deaths, and turn what they left into the run's exit code."""
+    from megatron_native.platform.quiet import silence_libraries
+
+    silence_libraries()
+    from megatron_native.training.agent import run_ranks
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    incidents = Incidents(run.run_dir / "incidents.jsonl")
+    policy = RestartPolicy(run.run_dir, processes, run.faults.max_restarts)
+
+    def restarts_after(deaths: list[Death]) -> bool:
+        if folder.has_outcome():
+            return False
+        if _died_of_a_stop(deaths, folder):
+            folder.leave_requeue(deaths[0].rank)
+            print(f"stopped by {folder.stop_requested()} while the ranks were starting", file=sys.stderr, flush=True)
+            return False
+        details = {"deaths": [vars(death) for death in deaths], "restarts": policy.restarts}
+        if folder.stop_requested() is not None:
+            message = (
+                f"{deaths[0]} while the run was stopping on {folder.stop_requested()}: what it had not saved by then is "
+                "lost. The same command goes on from the newest checkpoint."
+            )
+            incidents.record(RANK_DIED, message, details=details)
+            return False
+        verdict = policy.judge(deaths)
+        incidents.record(RESTART if verdict.restart else GAVE_UP, verdict.message, details=details)
+        return verdict.restart
+
+    succeeded = run_ranks(arguments, processes, folder, restarts_after)
+    error = folder.user_error()
+    if error is not None:
+        raise error
+    if folder.wants_requeue():
+        return EXIT_REQUEUE
+    return EXIT_DONE if succeeded else EXIT_FAILURE
+
+
+def _died_of_a_stop(deaths: Sequence[Death], folder: LaunchFolder) -> bool:
+    """Whether ranks died of a stop signal before they could handle it, so that nothing is lost.
+
+    A scheduler signals every process of a job by itself, in any order: give the launcher's own signal time to arrive.
+    """
+    if not all(-death.exit_code in STOP_SIGNALS for death in deaths):
+        return False
+    deadline = time.monotonic() + 1.0
+    while folder.stop_requested() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return folder.stop_requested() is not None
 
 
 def _is_finished(run: RunConfig) -> bool:
-    """Whether the run's last step is saved, whole; then says so."""
-    if run.training.steps is None:
+    """Whether the trainer says that the run is through, with no more asked for than then; then says so."""
+    if not run.checkpointing.resume:
         return False
-    folder = run.run_dir / "checkpoints" / f"step_{run.training.steps:08d}"
-    if not (run.checkpointing.resume and folder.is_dir()):
+    try:
+        record = json.loads((run.run_dir / FINISHED_FILE).read_text(encoding="utf-8"))
+        done, checkpoint, plan = int(record["step"]), run.run_dir / str(record["checkpoint"]), record.get("plan") or []
+        check_complete(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return False  # not finished, or no longer whole: the trainer goes on from what is
+    if plan != run.model_dump(mode="json")["phases"] or (run.training.steps or 0) > done:
         return False
-    check_complete(folder)
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"pretrain: all {run.training.steps} steps are done already, saved as {folder}; skipped")
+        print(f"pretrain: all {done} steps are done already, saved as {checkpoint}; skipped")
     return True
 
 
-def _exit_code(failure: Any) -> int:
-    rank, first = failure.get_first_failure()
-    if first.exitcode == EXIT_REQUEUE:
-        return EXIT_REQUEUE
-    print(f"rank {rank} ended first, with exit code {first.exitcode}; its traceback is above", file=sys.stderr)
-    return EXIT_FAILURE
+def _die_with_launcher() -> None:
+    """End this process when its launcher is killed: it holds the run's lock, so a rank must not outlive it."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    said = f"{type(error).__name__} {error}".lower()
+    return any(
+        sign in said for sign in ("closed by peer", "reset by peer", "broken pipe", "nccl", "gloo", "connection")
+    )
 
 
 def _cores() -> int:

@@ -9,7 +9,8 @@ from typing import Any
 
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
-from megatron.core.optimizer import get_megatron_optimizer
+from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer.optimizer_config import ParamKey
 from megatron.core.transformer.module import Float16Module
 
 from megatron_native.config.megatron import MegatronConfigs
@@ -66,9 +67,19 @@ def build_trainable_model(run: RunConfig, model: ModelConfig, configs: MegatronC
     ]
     for chunk in chunks:
         chunk.broadcast_params()
-    optimizer = get_megatron_optimizer(configs.optimizer, chunks)
+    optimizer = get_megatron_optimizer(configs.optimizer, chunks, _parameter_groups(run, configs))
     _connect(chunks, optimizer, configs)
     return TrainableModel(chunks, optimizer, configs)
+
+
+def _parameter_groups(run: RunConfig, configs: MegatronConfigs) -> Any:
+    """megatron-core's own settings of parameters, and the learning rate of embedding and output layer."""
+    settings = get_standard_config_overrides(configs.optimizer)
+    if run.optimizer.embedding_lr_multiplier != 1.0:
+        key = ParamKey(attr="is_embedding_or_output_parameter")
+        multiplier: Any = {"lr_mult": run.optimizer.embedding_lr_multiplier}
+        settings[key] = multiplier
+    return settings
 
 
 def _connect(chunks: Sequence[Any], optimizer: Any, configs: MegatronConfigs) -> None:

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from megatron_native.config.run import OptimizerSection
+from megatron_native.config.phases import Schedule
 
 
-@dataclass(frozen=True)
-class LearningRate:
-    """Linear warm-up from 0, then a decay to `min_lr` that ends with the last step.
+def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
+    """Learning rate of step `step` (1 for the first) of the `total_steps` that a schedule spans.
 
-    With W warm-up steps of N, step n (counted from 1) has lr · n / W up to W, and after it min + (lr − min) · d(p) at
-    p = (n − W) / (N − W), where d is (1 + cos πp) / 2 or 1 − p: the last step has exactly `min_lr`.
+    Linear warm-up from `warmup_start_lr`: with W warm-up steps, step n has start + (lr − start) · n / W up to W. Then a
+    decay that ends with the last step: min + (lr − min) · d(p), p = (n − B) / (N − B) from where it begins, B. It begins
+    after the warm-up; with `wsd` at the last `decay_fraction` of the steps. d(p) is (1 + cos πp) / 2 for cosine, 1 − p for
+    linear, 1 − √p for sqrt and wsd (Hägele et al., 2024), and 1 for constant.
     """
-
-    peak: float
-    minimum: float
-    warmup_steps: int
-    total_steps: int
-    shape: str
-
-    @classmethod
-    def of(cls, section: OptimizerSection, total_steps: int) -> LearningRate:
-        """The schedule of an optimizer section for a run of `total_steps`."""
-        return cls(section.lr, section.min_lr, section.warmup_steps, total_steps, section.schedule)
-
-    def at(self, step: int) -> float:
-        """Learning rate of step `step`, 1 for the first."""
-        if step <= self.warmup_steps:
-            return self.peak * step / self.warmup_steps
-        if self.shape == "constant":
-            return self.peak
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        decay = (1 + math.cos(math.pi * progress)) / 2 if self.shape == "cosine" else 1 - progress
-        return self.minimum + (self.peak - self.minimum) * decay
+    if step <= schedule.warmup_steps:
+        start = schedule.warmup_start_lr
+        return start + (schedule.lr - start) * step / schedule.warmup_steps
+    begin = schedule.warmup_steps
+    if schedule.shape == "wsd":
+        begin = max(begin, total_steps - round(schedule.decay_fraction * total_steps))
+    if schedule.shape == "constant" or step <= begin:
+        return schedule.lr
+    progress = min(1.0, (step - begin) / max(1, total_steps - begin))
+    shapes = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}
+    return schedule.min_lr + (schedule.lr - schedule.min_lr) * shapes.get(schedule.shape, 1 - math.sqrt(progress))

@@ -1,7 +1,8 @@
-"""One optimizer step, top to bottom: batches through the pipeline schedule, gradients reduced, weights updated."""
+"""One optimizer step in two halves: gradients of a batch, then the update, with room between them to judge the loss."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -21,13 +23,18 @@ class StepResult:
     """What one step says about itself; the same on every rank."""
 
     loss: float
-    """Mean cross entropy per token over the global batch, in nats."""
+    """Mean cross entropy per counted token over the global batch, in nats."""
     tokens: int
     """Tokens whose loss counted."""
     grad_norm: float
     """Norm of all gradients before clipping."""
-    updated: bool
-    """False when gradients were not finite and the optimizer skipped the update."""
+    updated: bool = True
+    """False when the update was skipped."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradients are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def token_losses(micro_batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -42,29 +49,29 @@ def forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any
     """megatron-core's forward hook: one micro-batch through this process's model chunk.
 
     Stages after the first ignore the tokens (their input arrives through the pipeline); stages before the last ignore
-    the labels and return hidden states.
+    the labels and return hidden states. All need to know where documents begin.
     """
     batch = next(batches)
-    output = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+    output = model(batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed)
     return output, partial(token_losses, batch)
 
 
 def run_schedule(
-    chunks: Sequence[Any],
-    batches: Sequence[MicroBatch],
-    seq_length: int,
-    micro_batch_size: int,
-    forward_only: bool = False,
+    chunks: Sequence[Any], batches: Sequence[MicroBatch], forward_only: bool = False, forward: Any = forward_step
 ) -> list[dict[str, Tensor]]:
-    """Run micro-batches through megatron-core's pipeline schedule; the last stage returns their reports."""
+    """Run micro-batches of one shape through megatron-core's pipeline schedule; the last stage returns their reports.
+
+    `forward` is the hook of each micro-batch, by default the loss of its counted tokens.
+    """
     iterators = [iter(batches) for _ in chunks]
+    micro_batch_size, length = batches[0].tokens.shape
     schedule = get_forward_backward_func()
     return schedule(
-        forward_step_func=forward_step,
+        forward_step_func=forward,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=list(chunks),
         num_microbatches=len(batches),
-        seq_length=seq_length,
+        seq_length=length,
         micro_batch_size=micro_batch_size,
         forward_only=forward_only,
     )
@@ -82,23 +89,33 @@ def reduce_reports(reports: list[dict[str, Tensor]], device: torch.device) -> tu
     return float(total[0]), int(total[1])
 
 
-def train_step(
-    chunks: Sequence[Any],
-    optimizer: Any,
-    batches: Sequence[MicroBatch],
-    learning_rate: float,
-    weight_decay: float,
-    seq_length: int,
-    device: torch.device,
+def compute_gradients(
+    chunks: Sequence[Any], optimizer: Any, batches: Sequence[MicroBatch], device: torch.device
 ) -> StepResult:
-    """Forward, backward, reduce, clip and update once."""
+    """Forward, backward and reduction; the weights stay as they are, and the result is the same on every rank.
+
+    Computing it again with the same batches gives the same result.
+    """
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
+    reports = run_schedule(chunks, batches)
+    loss, tokens = reduce_reports(reports, device)
+    optimizer.prepare_grads()
+    norm = optimizer.get_grad_norm()
+    return StepResult(loss / max(1, tokens), tokens, float(norm))
+
+
+def apply_update(optimizer: Any, result: StepResult, learning_rate: float, weight_decay: float) -> None:
+    """Clip the gradients that were computed to the optimizer's limit, and update once."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_mult"]
         group["weight_decay"] = weight_decay * group["wd_mult"]
-    reports = run_schedule(chunks, batches, seq_length, batches[0].tokens.shape[0])
-    updated, grad_norm, _ = optimizer.step()
-    loss, tokens = reduce_reports(reports, device)
-    return StepResult(loss / max(1, tokens), tokens, float(grad_norm or 0.0), bool(updated))
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        parameters = [] if getattr(inner, "is_stub_optimizer", False) else inner.get_parameters()
+        if parameters and inner.config.clip_grad > 0:
+            clip_grad_by_total_norm_fp32(
+                parameters, inner.config.clip_grad, result.grad_norm,
+                inner.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
+            )  # fmt: skip
+    optimizer.step_with_ready_grads()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
+import gc
 import time
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -19,33 +21,33 @@ from megatron_native.config.megatron import (
     megatron_configs,
     resolve_layer_spec,
 )
-from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
-from megatron_native.errors import EXIT_DONE, EXIT_REQUEUE, UserError
+from megatron_native.data.run_data import RunData
+from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, RunStoppedError
+from megatron_native.manifest import write_json
+from megatron_native.models.gpt import set_rotary_frequencies
 from megatron_native.platform import Platform, seed_everything
-from megatron_native.training import checkpoints
-from megatron_native.training.batches import SampleSource, sample_numbers, step_micro_batches
-from megatron_native.training.checkpoints import Progress
+from megatron_native.training import incidents as kinds
+from megatron_native.training.batches import sample_numbers, step_micro_batches
+from megatron_native.training.boundaries import assert_boundaries
+from megatron_native.training.checkpoints import Checkpointer, SavedCheckpoint
+from megatron_native.training.course import Course, StepPlan
+from megatron_native.training.data_source import open_run_data, run_data
 from megatron_native.training.evaluation import HeldoutEvaluation
+from megatron_native.training.forgetting import ForgettingMonitor, reweight
+from megatron_native.training.import_gate import check_import, check_masters
+from megatron_native.training.incidents import Incidents
+from megatron_native.training.judgement import Judgement, Verdict
+from megatron_native.training.launch import FINISHED_FILE
 from megatron_native.training.metrics import Metrics
 from megatron_native.training.model import build_trainable_model, initialize_parallel_state
-from megatron_native.training.schedule import LearningRate
+from megatron_native.training.norms import LogitStatistics, measure_norms
+from megatron_native.training.restore import Restored, restore, roll_back
 from megatron_native.training.shape import read_model
-from megatron_native.training.step import StepResult, train_step
-
-
-def open_blend(run: RunConfig, model: ModelConfig) -> SampleSource:
-    """The training blend, with the structure of every dataset checked first unless `data.verify` is off."""
-    from megatron_native.data.blend import Blend
-    from megatron_native.data.indexed import IndexedTokens, verify_structure
-    from megatron_native.data.sequence_index import SequenceIndex
-
-    parts = []
-    for entry in run.data.blend:
-        tokens = verify_structure(entry.prefix, model.vocab_size) if run.data.verify != "off" else IndexedTokens(entry.prefix)
-        index = SequenceIndex(tokens, run.data.seq_length, run.seed, entry.name or entry.prefix.name)
-        parts.append((entry.weight, index))
-    return Blend(parts)
+from megatron_native.training.sharded_state import reset_moments
+from megatron_native.training.signals import STOP_SIGNALS, StopRequest
+from megatron_native.training.step import StepResult, apply_update, compute_gradients
+from megatron_native.training.watchdog import Watchdog
 
 
 class Trainer:
@@ -54,92 +56,301 @@ class Trainer:
     Args:
         run: the configuration, already checked by itself.
         platform: this process's place; the process group is up.
-        source: training samples, by default the blend of the configuration.
 
     Raises:
         UserError: the layout does not fit the model or the processes, or data or checkpoint are damaged.
     """
 
-    def __init__(self, run: RunConfig, platform: Platform, source: SampleSource | None = None) -> None:
+    def __init__(self, run: RunConfig, platform: Platform) -> None:
         self.run, self.platform = run, platform
         self.model_config = read_model(run)
         check_layout(run, self.model_config, platform.world_size)
-        self.source = source or open_blend(run, self.model_config)
         initialize_parallel_state(run)
         seed_everything(run.seed)
         spec = resolve_layer_spec(run, platform.name, has_transformer_engine())
         self.configs = megatron_configs(run, self.model_config, platform.name, spec, has_nvidia_apex())
         self.model = build_trainable_model(run, self.model_config, self.configs, platform.device)
-        steps = run.training.steps or 0
-        self.learning_rate = LearningRate.of(run.optimizer, steps)
-        self.progress, self.restored_from = self._restore()
-        tokenizer = (run.model.checkpoint or run.run_dir) / layout.TOKENIZER_FOLDER
+        self.incidents = Incidents(run.run_dir / "incidents.jsonl", platform.is_main)
+        self.restored: Restored = restore(run, self.model, platform, self.say)
+        self.course = Course(run, self.restored.ledger, self.restored.progress)
+        self.data: RunData = open_run_data(run, self.course, platform, self.say)
+        tokenizer = (run.model.checkpoint or run.model.branch_from or run.run_dir) / layout.TOKENIZER_FOLDER
         self.evaluation = HeldoutEvaluation(run, tokenizer, platform.device)
+        self.forgetting = ForgettingMonitor(run.evaluation.rules)
+        self.judgement = Judgement(run.faults)
+        self._restore_monitors(self.restored.monitors)
+        self.checkpointer = Checkpointer(run.run_dir, run.checkpointing, self.say)
         self.metrics = Metrics(
-            run.run_dir / "metrics.jsonl", steps, self.progress.step, run.logging.interval, platform.is_main
-        )
+            run.run_dir / "metrics.jsonl", self.course.total_steps, self.progress.step, run.logging.interval,
+            platform.is_main, tensorboard=run.run_dir / "tensorboard" if run.logging.tensorboard else None,
+        )  # fmt: skip
+        self.watchdog = Watchdog(
+            run.run_dir, platform.rank, platform.world_size, run.faults.stall_seconds,
+            on_stall=lambda step, message, details: self._stalled(step, message, details),
+        )  # fmt: skip
+        self._lengthened = False
+        self._stopped_by: str | None = None
+        self._unsaved = False
+
+    @property
+    def progress(self) -> Any:
+        """How far the run is."""
+        return self.course.progress
 
     def fit(self) -> int:
-        """Train to the last step (or `training.stop_after`), evaluating and saving on the way; the exit code."""
-        run, steps = self.run, self.run.training.steps or 0
-        last = min(steps, run.training.stop_after or steps)
-        self._announce()
-        if self.progress.step == 0:
-            self._evaluate()
-        while self.progress.step < last:
-            started = time.monotonic()
-            result, lr = self.train_one_step()
-            self.metrics.step(
-                self.progress.step, result, lr, time.monotonic() - started,
-                self.progress.consumed_samples, self.progress.consumed_tokens,
-            )  # fmt: skip
-            at_end = self.progress.step == last
-            if (at_end and last == steps) or self._due(run.evaluation.interval):
-                self._evaluate()
-            if at_end or self._due(run.checkpointing.save_interval):
+        """Train to the end of the last phase (or `training.stop_after`), evaluating and saving on the way.
+
+        Returns:
+            The exit code: 0 at the end, 75 where the run is saved and wants to go on, 1 where it could not be saved.
+
+        Raises:
+            RunStoppedError: a rule about losses or held-out sets stopped the run; it is saved.
+        """
+        with StopRequest() as stop, self.watchdog, collected_once():
+            self._begin()
+            reason = self._loop(stop)
+            if self._unsaved:
                 self._save()
+            self._say_saves(self.checkpointer.wait())
+            if reason is None and not self._unsaved:
+                self._finish()
         self.metrics.close()
-        if last < steps:
-            self.metrics.say(f"stopped after step {last} of {steps}, saved; the same command goes on from there")
+        if self._unsaved:
+            self.say(f"step {self.progress.step} could not be saved (incidents.jsonl says why); the same command goes on from "
+                     "the checkpoint before it")
+            return EXIT_FAILURE
+        if self._stopped_by is not None:
+            raise RunStoppedError(
+                f"{self._stopped_by} The run is saved after step {self.progress.step}; look at incidents.jsonl, change what "
+                "the rule or the data needs, and give the same command to go on."
+            )
+        if reason is not None:
+            self.say(f"{reason}: stopped after step {self.progress.step} of {self.course.total_steps}, saved; the same "
+                     "command goes on from there")
             return EXIT_REQUEUE
         return EXIT_DONE
 
-    def train_one_step(self) -> tuple[StepResult, float]:
-        """Take the next global batch, update once, move the position on; the result and the learning rate used."""
-        run, progress = self.run, self.progress
-        numbers = sample_numbers(
-            progress.consumed_samples,
-            run.training.global_batch_size,
-            run.training.micro_batch_size,
-            parallel_state.get_data_parallel_rank(),
-            data_parallel_size(run, self.platform.world_size),
-        )
-        batches = list(step_micro_batches(self.source, numbers, self.platform.device))
-        lr = self.learning_rate.at(progress.step + 1)
-        result = train_step(
-            self.model.chunks, self.model.optimizer, batches, lr, run.optimizer.weight_decay, run.data.seq_length,
-            self.platform.device,
-        )  # fmt: skip
-        progress.step += 1
-        progress.consumed_samples += run.training.global_batch_size
-        progress.consumed_tokens += run.training.global_batch_size * run.data.seq_length
-        return result, lr
-
-    def _restore(self) -> tuple[Progress, Path | None]:
+    def _loop(self, stop: StopRequest) -> str | None:
+        """Step until the run ends or must stop; why it stopped before its end."""
         run = self.run
-        existing = checkpoints.checkpoints_of(run.run_dir)
-        if existing and run.checkpointing.resume:
-            checkpoints.refuse_other_data(existing[-1], run)
-            return checkpoints.load_checkpoint(existing[-1], self.model), existing[-1]
-        if existing:
-            raise UserError(
-                f"{run.run_dir} already holds checkpoints up to {existing[-1].name} and checkpointing.resume is false: "
-                "choose another run_dir, or let the run resume."
+        while (plan := self.course.next_step()) is not None:
+            if run.training.stop_after is not None and self.progress.step >= run.training.stop_after:
+                return "training.stop_after"
+            self._enter(plan)
+            verdict = self._take(plan)
+            if verdict.stops:
+                self._stopped_by = f"{verdict.message}."
+                return "stopped"
+            if verdict.rolls_back:
+                self._save()  # so that what is passed over stays so
+                continue
+            self._say_saves(self.checkpointer.poll())
+            if self._due(run.evaluation.interval) and self.course.next_step() is not None and self._evaluate():
+                return "stopped"
+            signal = self._agreed(stop.requested)
+            if signal:
+                return signal
+            if self._due(run.checkpointing.save_interval) and self.course.next_step() is not None:
+                self._save()
+        self._evaluate()
+        self._stopped_by = None  # there is nothing left to stop
+        return None
+
+    def _take(self, plan: StepPlan) -> Verdict:
+        """One step: gradients, judgement, update; then the position moves on, or the run goes back."""
+        run, started = self.run, time.monotonic()
+        self.watchdog.at(plan.step, "reading data")
+        numbers = sample_numbers(
+            plan.samples, plan.phase.micro_batch_size, parallel_state.get_data_parallel_rank(),
+            data_parallel_size(run, self.platform.world_size),
+        )  # fmt: skip
+        batches = list(step_micro_batches(self.data, numbers, self.platform.device, run.data.document_boundaries))
+
+        statistics = self._observe_logits(plan)
+
+        def compute() -> StepResult:
+            self.watchdog.at(plan.step, "forward and backward")
+            return compute_gradients(self.model.chunks, self.model.optimizer, batches, self.platform.device)
+
+        result = compute()
+        if statistics is not None:
+            self.metrics.norms(plan.step, measure_norms(self.model, gradients=True, logits=statistics))
+        verdict = self.judgement.judge(plan, result, compute)
+        if verdict.incident is not None:
+            self._record(plan, verdict)
+        if verdict.rolls_back:
+            self._roll_back(plan, verdict)
+            return verdict
+        if verdict.stops:
+            return verdict
+        result = verdict.result
+        if verdict.updates:
+            self.watchdog.at(plan.step, "updating")
+            apply_update(self.model.optimizer, result, plan.learning_rate, run.optimizer.weight_decay)
+        else:
+            self.course.ledger.not_learned.append(plan.step)
+        self.course.done(plan)
+        self._unsaved = True
+        self.metrics.set_total_steps(self.course.total_steps)
+        self.metrics.step(
+            plan.step, result, plan.learning_rate, time.monotonic() - started, self.progress.consumed_samples,
+            self.progress.consumed_tokens, phase=plan.phase.name, batch=plan.batch_size,
+        )  # fmt: skip
+        return verdict
+
+    def _observe_logits(self, plan: StepPlan) -> LogitStatistics | None:
+        """Have the logits of a step observed, if its norms are measured."""
+        interval = self.run.logging.norms_interval
+        statistics = LogitStatistics(self.platform.device) if interval and plan.step % interval == 0 else None
+        for module in self.model.modules:
+            module.logit_observer = statistics
+        return statistics
+
+    def _begin(self) -> None:
+        """Everything between building and the first step: the checks that may refuse to train, the first evaluation."""
+        run = self.run
+        self._announce()
+        if self.restored.fresh and run.model.checkpoint is not None and run.model.import_gate:
+            self.watchdog.at(0, "checking the import")
+            gate = check_import(self.model, run.model.checkpoint, self.platform.device, run.training.precision)
+            check_masters(self.model)
+            self.say(gate.message)
+        if run.data.document_boundaries:
+            self.watchdog.at(self.progress.step, "checking document boundaries")
+            length = min(64, min(phase.seq_length for phase in self.course.phases))
+            assert_boundaries(
+                self.model.chunks, self.model_config.vocab_size, length, run.training.precision, self.platform.device
             )
-        if run.model.checkpoint is not None:
-            layout.check_complete(run.model.checkpoint)
-            checkpoints.load_weights(run.model.checkpoint, self.model)
-        return Progress(), run.model.checkpoint
+        if self.progress.step == 0:
+            self._evaluate()
+        plan = self.course.next_step()
+        if plan is not None and not plan.begins_phase:
+            self._lengthen(plan)
+
+    def _enter(self, plan: StepPlan) -> None:
+        """What changes with a step: the ledger; with a phase, the rotary base and the optimizer's moments."""
+        if plan.begins_phase:
+            for name in plan.phase.datasets:
+                self.course.ledger.record_dataset(name, self.data.record(name))
+            if plan.phase.resets_optimizer and plan.step > 1:
+                reset_moments(self.model.optimizer)
+            self._lengthen(plan)
+        segments = len(self.course.ledger.segments)
+        if self.course.enter(plan):
+            self._write_ledger()
+        if plan.begins_phase or len(self.course.ledger.segments) > segments:
+            self.say(f"phase '{plan.phase.name}' from step {plan.step}: {self._shares(plan)}")
+
+    def _shares(self, plan: StepPlan) -> str:
+        """A phase's datasets: share of sequences, and the tokens and epochs that it comes to."""
+        phase = plan.phase
+        tokens = phase.total_tokens
+        total, parts = sum(phase.weights.values()), []
+        for name, weight in phase.weights.items():
+            read = tokens * weight / total
+            epochs = read / self.course.ledger.datasets[name].tokens
+            parts.append(f"{name} {weight / total:.2%} of sequences, {read:,.0f} tokens, {epochs:.2f} epochs")
+        return f"{tokens:,} tokens; {'; '.join(parts)}"
+
+    def _lengthen(self, plan: StepPlan) -> None:
+        """Take on the rotary base of a phase; from then on checkpoints say so."""
+        phase = plan.phase
+        if phase.rotary_base is None:
+            return
+        length = max(self.model_config.max_position_embeddings, phase.seq_length)
+        self.model_config = self.model_config.model_copy(
+            update={"rotary_base": phase.rotary_base, "max_position_embeddings": length}
+        )
+        self._lengthened = True
+        for module in self.model.modules:
+            set_rotary_frequencies(module, self.model_config)
+
+    def _evaluate(self) -> bool:
+        """Measure the held-out sets and apply the rules; whether one says to stop."""
+        started, stops = time.monotonic(), False
+        self.watchdog.at(self.progress.step, "evaluating")
+        scores = self.evaluation.measure(self.model.chunks)
+        self.metrics.evaluation(self.progress.step, scores, time.monotonic() - started)
+        figures = {name: score.bits_per_byte for name, score in scores.items()}
+        for verdict in self.forgetting.judge(self.progress.step, figures):
+            self.incidents.record(kinds.HELDOUT_RULE, verdict.message, self.progress.step)
+            if verdict.action == "reweight" and self.course.ledger.segments:
+                self.course.reweight(reweight(self.course.ledger.segments[-1].weights, verdict.factors))
+            if verdict.action == "stop":
+                self._stopped_by, stops = f"{verdict.message}.", True
+        return stops
+
+    def _roll_back(self, plan: StepPlan, verdict: Verdict) -> None:
+        """Back to the last whole checkpoint, and past the data up to and including this step's."""
+        self._say_saves(self.checkpointer.wait())
+        restored = roll_back(self.run, self.model, self.platform, self.say)
+        self.course = Course(self.run, restored.ledger, restored.progress)
+        self.data = run_data(self.run, self.course)
+        self.judgement.back_to(restored.monitors)
+        self.course.pass_over(plan.samples.stop, verdict.message)
+        self._unsaved = True
+        self.metrics.rewind(restored.progress.step)
+
+    def _save(self) -> None:
+        self.watchdog.at(self.progress.step, "saving")
+        run_files = {"config.yaml": dump_run_config(self.run), "ledger.json": self.course.ledger.dumps()}
+        if self._lengthened:
+            run_files["model.json"] = self.model_config.model_dump_json(indent=2) + "\n"
+        state = {
+            "position": self.progress.state(), "judgement": self.judgement.state(), "forgetting": self.forgetting.state(),
+        }  # fmt: skip
+        self.checkpointer.save(self.progress.step, self.model, state, self.restored.travelling, run_files)
+        self._write_ledger()
+        self._unsaved = False
+        self._say_saves(self.checkpointer.poll())
+
+    def _write_ledger(self) -> None:
+        """The ledger for people and `trace`; the run itself goes on from the copy in its checkpoints."""
+        if self.platform.is_main:
+            try:
+                self.course.ledger.save(self.run.run_dir)
+            except OSError as error:
+                self.say(f"{self.run.run_dir}/ledger could not be written ({error.strerror}); tried again at the next save")
+
+    def _say_saves(self, saved: list[SavedCheckpoint]) -> None:
+        for one in saved:
+            if one.failed is not None:
+                self.incidents.record(kinds.SAVE_FAILED, f"{one.folder} was not saved: {one.failed}", one.step)
+                self._unsaved = True
+            else:
+                self.metrics.saved(one.step, one.folder, one.seconds, one.blocked, one.bytes)
+
+    def _finish(self) -> None:
+        """Leave word that the run is done, for the next time the command is given."""
+        if self.platform.is_main:
+            plan = self.run.model_dump(mode="json")["phases"]
+            checkpoint = f"checkpoints/step_{self.progress.step:08d}"
+            record = {"step": self.progress.step, "checkpoint": checkpoint, "plan": plan}
+            write_json(self.run.run_dir / FINISHED_FILE, record)
+
+    def _record(self, plan: StepPlan, verdict: Verdict) -> None:
+        """An incident with the documents of the batch, so that a person can look at them."""
+        assert verdict.incident is not None
+        details: dict[str, Any] = {"samples": [plan.samples.start, plan.samples.stop]}
+        if self.platform.is_main:
+            details["documents"] = documents_of(self.data, plan)
+        self.incidents.record(verdict.incident, verdict.message, plan.step, details)
+
+    def _restore_monitors(self, state: dict[str, Any]) -> None:
+        self.judgement.restore(state.get("judgement"))
+        if "forgetting" in state:
+            self.forgetting.restore(state["forgetting"])
+
+    def _agreed(self, signal: str | None) -> str | None:
+        """The signal that any rank has got, known to every rank."""
+        names = [stop.name for stop in STOP_SIGNALS]
+        code = torch.tensor([names.index(signal) + 1 if signal else 0], device=self.platform.device)
+        dist.all_reduce(code, op=dist.ReduceOp.MAX)
+        return names[int(code) - 1] if int(code) else None
+
+    def _stalled(self, step: int, message: str, details: Mapping[str, Any]) -> None:
+        """Record a stall; any rank may have to."""
+        Incidents(self.incidents.path).record(kinds.STALL, message, step, details)
 
     def _announce(self) -> None:
         run, parallel = self.run, self.run.parallel
@@ -147,53 +358,43 @@ class Trainer:
             run.run_dir.mkdir(parents=True, exist_ok=True)
             (run.run_dir / "config.yaml").write_text(dump_run_config(run), encoding="utf-8")
         virtual = parallel.virtual_pipeline_model_parallel_size
-        self.metrics.say(
+        plan = self.course.next_step()
+        batch = f" · {plan.batch_size} × {plan.phase.seq_length} tokens a step" if plan else ""
+        self.say(
             f"{self.model_config.family} · {self.model_config.num_layers} layers · {run.training.precision} on "
             f"{self.platform.world_size} {self.platform.name} process(es): TP {parallel.tensor_model_parallel_size} × PP "
             f"{parallel.pipeline_model_parallel_size}{f' × VPP {virtual}' if virtual else ''} × DP "
-            f"{data_parallel_size(run, self.platform.world_size)} · {run.training.global_batch_size} × "
-            f"{run.data.seq_length} tokens a step"
+            f"{data_parallel_size(run, self.platform.world_size)}{batch}"
         )
         if self.progress.step:
-            self.metrics.say(f"resumed from {self.restored_from}: {self.progress.step} of {run.training.steps} steps done")
+            self.say(f"resumed from {self.restored.folder}: {self.progress.step} of {self.course.total_steps} steps done")
 
     def _due(self, interval: int) -> bool:
         return interval > 0 and self.progress.step % interval == 0
 
-    def _evaluate(self) -> None:
-        started = time.monotonic()
-        scores = self.evaluation.measure(self.model.chunks)
-        self.metrics.evaluation(self.progress.step, scores, time.monotonic() - started)
-
-    def _save(self) -> None:
-        run, started = self.run, time.monotonic()
-        folder = checkpoints.checkpoint_folder(run.run_dir, self.progress.step)
-        checkpoints.save_checkpoint(
-            folder, self.model, dataclasses.replace(self.progress), self._travelling_source(), dump_run_config(run),
-            run.checkpointing.save_optimizer,
-        )  # fmt: skip
+    def say(self, message: str) -> None:
+        """One line on the console, from the main rank."""
         if self.platform.is_main:
-            checkpoints.prune(run.run_dir, run.checkpointing.keep_last)
-        dist.barrier()
-        self.metrics.say(f"saved {folder} ({time.monotonic() - started:.1f} s)")
+            print(message, flush=True)
 
-    def _travelling_source(self) -> Path | None:
-        """Whose `run/` files travel along: the last checkpoint's, which had them from the one before."""
-        if self.restored_from is not None and self.restored_from.is_dir():
-            return self.restored_from
-        if self.run.model.checkpoint is not None:
-            return self.run.model.checkpoint
-        return self._run_files_of_a_new_model()
 
-    def _run_files_of_a_new_model(self) -> Path | None:
-        """For a model with random weights: its shape and `config.json`, laid out as a checkpoint has them."""
-        assert self.run.model.hf_config is not None
-        folder = self.run.run_dir
-        if self.platform.is_main:
-            source = self.run.model.hf_config
-            source = source / "config.json" if source.is_dir() else source
-            (folder / layout.HF_FOLDER).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, folder / layout.HF_CONFIG_FILE)
-            layout.write_model_config(folder, self.model_config)
-        dist.barrier()
-        return folder
+@contextmanager
+def collected_once() -> Iterator[None]:
+    """Leave what is there now out of garbage collections: megatron-core starts one at every save, a third of a second long."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def documents_of(data: RunData, plan: StepPlan) -> dict[str, list[int]]:
+    """The documents that a step's samples are made of, by dataset."""
+    found: dict[str, set[int]] = {}
+    for number in plan.samples:
+        name, spans = data.spans(number)
+        found.setdefault(name, set()).update(span.document for span in spans)
+    return {name: sorted(documents) for name, documents in found.items()}
+
+

@@ -117,7 +117,7 @@ def test_a_run_that_stops_early_wants_to_be_started_again(base: tuple[Path, Conf
     assert stopped.returncode == 75, stopped.stderr
     changed = pretrain(tmp_path, config, "--nproc", "2", "seed=7")
     assert changed.returncode == 2
-    assert "seed: 1234 there, 7 now" in changed.stderr
+    assert "seed is 7, and the run began with 1234" in changed.stderr
     assert "Traceback" not in changed.stderr
     finished = pretrain(tmp_path, config, "--nproc", "2")
     assert finished.returncode == 0, finished.stderr

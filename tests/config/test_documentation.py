@@ -74,6 +74,12 @@ def test_documented_commands_are_understood(page: str, line: str) -> None:
     parser.parse_args(words)
 
 
-def test_the_example_of_a_run_is_a_valid_configuration() -> None:
-    (example,) = blocks(REPOSITORY / "docs" / "pretrain.md", "yaml")
-    RunConfig.model_validate(yaml.safe_load(example))
+def test_the_examples_of_a_run_are_valid_configurations() -> None:
+    whole, *changes = blocks(REPOSITORY / "docs" / "pretrain.md", "yaml")
+    example = yaml.safe_load(whole)
+    RunConfig.model_validate(example)
+    assert len(changes) == 2
+    for change in changes:  # sections that take the place of the example's
+        RunConfig.model_validate({**example, "training": {"global_batch_size": 64}, **yaml.safe_load(change)})
+    for block in blocks(REPOSITORY / "docs" / "faults.md", "yaml"):
+        RunConfig.model_validate({**example, **yaml.safe_load(block)})

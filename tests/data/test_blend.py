@@ -5,22 +5,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from megatron_native.data.blend import Blend
+from megatron_native.data.blend import Shares
 from megatron_native.errors import UserError
 
 
-class Numbered:
-    """Sequences whose content says which dataset and number they are."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def sequence(self, n):
-        return np.array([self.dataset, n], dtype=np.int64)
-
-
 def blend(*weights):
-    return Blend([(weight, Numbered(dataset)) for dataset, weight in enumerate(weights)])
+    return Shares(weights)
 
 
 def due_times(weights, samples):
@@ -86,9 +76,11 @@ def test_a_resume_far_into_a_run_costs_nothing():
     assert time.perf_counter() - begin < 0.1
 
 
-def test_a_sample_is_the_datasets_sequence():
-    mixture = blend(0.5, 0.5)
-    assert [mixture.sample(i).tolist() for i in range(4)] == [[0, 0], [1, 0], [0, 1], [1, 1]]
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_when_a_sequence_comes_is_where_it_was_found(weights):
+    mixture = blend(*weights)
+    for i in range(200):
+        assert mixture.when(*mixture.locate(i)) == i
 
 
 @pytest.mark.parametrize("weights", [(), (0.0, 0.0), (-1.0, 2.0), (float("nan"),), (float("inf"), 1.0)])

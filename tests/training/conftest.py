@@ -31,17 +31,18 @@ def token_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_token_dataset(tmp_path_factory.mktemp("data") / "tokens_text_document", seed=7)
 
 
-def run_config(run_dir: Path, checkpoint: Path, prefix: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+def run_config(run_dir: Path, checkpoint: Path, prefix: Path, **sections: Any) -> dict[str, Any]:
     """A run of ten FP32 steps of 8 × 48 tokens on one process; `sections` update its sections."""
     config: dict[str, Any] = {
         "run_dir": str(run_dir),
         "platform": "cpu",
-        "model": {"checkpoint": str(checkpoint)},
+        "model": {"checkpoint": str(checkpoint), "import_gate": False},
         "data": {"seq_length": SEQ_LENGTH, "blend": [{"prefix": str(prefix)}]},
         "training": {"steps": 10, "micro_batch_size": 2, "global_batch_size": 8, "precision": "fp32"},
         "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "warmup_steps": 2, "clip_grad": 1.0},
         "parallel": {},
+        "logging": {"tensorboard": False},
     }
     for name, values in sections.items():
-        config[name] = {**config.get(name, {}), **values}
+        config[name] = {**config.get(name, {}), **values} if isinstance(values, dict) else values
     return config

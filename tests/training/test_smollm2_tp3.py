@@ -14,9 +14,12 @@ from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import TorchDistReader
 from megatron_native.data.indexed import IndexedWriter
 from megatron_native.data.tokenizers import load_tokenizer
+from megatron_native.training.metrics import read_metrics
 from tests.distributed import REPOSITORY, run_jobs
 from tests.real_models import smollm2
 from tests.training.conftest import run_config
+
+STEPS = 5
 
 
 def test_tp3_agrees_with_one_process(tmp_path: Path) -> None:
@@ -33,18 +36,18 @@ def test_tp3_agrees_with_one_process(tmp_path: Path) -> None:
     for size in (1, 3):
         runs[size] = tmp_path / f"tp{size}"
         jobs = []
-        for stop in (1, 10):
+        for stop in (1, STEPS):
             config = run_config(
                 runs[size], tmp_path / "imported", prefix,
                 data={"seq_length": 32},
-                training={"stop_after": stop, "micro_batch_size": 1, "global_batch_size": 2},
+                training={"steps": STEPS, "stop_after": stop, "micro_batch_size": 1, "global_batch_size": 2},
                 optimizer={"lr": 2e-5, "min_lr": 2e-6, "adam_eps": 1e-5},
                 parallel={"tensor_model_parallel_size": size},
             )  # fmt: skip
             jobs.append({"train": config})
         run_jobs(tmp_path / str(size), size, jobs)
     losses = {
-        size: [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        size: [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
         for size, run in runs.items()
     }
     assert losses[3] == pytest.approx(losses[1], abs=1e-5)
@@ -53,7 +56,7 @@ def test_tp3_agrees_with_one_process(tmp_path: Path) -> None:
     for key in (key for key in one.tensors if key.startswith("optimizer.state.exp_avg.")):
         gradient = one.read(key)
         assert (gradient - three.read(key)).abs().max() <= 1e-4 * gradient.abs().max(), key
-    one, three = (TorchDistReader(run / "checkpoints" / "step_00000010") for run in runs.values())
+    one, three = (TorchDistReader(run / "checkpoints" / f"step_{STEPS:08d}") for run in runs.values())
     weights = [key for key in one.tensors if not key.startswith("optimizer.")]
     assert len(weights) == 8, "embedding, final norm and six stacked weights of the layers"
     for key in weights:

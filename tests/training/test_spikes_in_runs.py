@@ -1,0 +1,100 @@
+"""Real runs that meet a loss spike or a number that is none: what is skipped, what is rolled back, what the ledger says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_native.checkpoint.import_hf import import_hf
+from megatron_native.data.ledger import read_ledger
+from megatron_native.data.trace import Trace
+from megatron_native.training.incidents import read_incidents
+from megatron_native.training.metrics import read_metrics
+from tests.distributed import run_jobs
+from tests.tiny_models import make_tiny_model
+from tests.training.conftest import run_config
+
+SPIKE = {"window": 4, "deviations": 8.0, "minimum_increase": 3.0, "budget": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, token_dataset: Path) -> Path:
+    folder = tmp_path_factory.mktemp("planted")
+    import_hf(make_tiny_model(folder / "hf", "tied-llama"), folder / "imported", reference_logits=False)
+
+    def job(name: str, planted: dict[int, list[Any]], action: str = "none", **faults: Any) -> dict[str, Any]:
+        config = run_config(
+            folder / name, folder / "imported", token_dataset, training={"steps": 9}, checkpointing={"save_interval": 3},
+            faults={"spike": {**SPIKE, "action": action}, **faults}, logging={"norms_interval": 4},
+        )  # fmt: skip
+        return {"train": config, "planted": {str(step): losses for step, losses in planted.items()}}
+
+    nan = "nan"
+    jobs = [
+        job("undisturbed", {}), job("skip", {8: [99.0]}, "skip"), job("rollback", {8: [99.0]}, "rollback"),
+        job("stop", {8: [99.0]}, "stop"), job("nan", {5: [nan, nan]}), job("nan once", {5: [nan]}),
+        job("no budget", {5: [nan, nan]}, nonfinite_budget=0),
+    ]  # fmt: skip
+    run_jobs(folder, 1, jobs, module="tests.training.planted_worker")
+    return folder
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {int(str(r["step"])): float(str(r["loss"])) for r in read_metrics(run / "metrics.jsonl") if "loss" in r}
+
+
+def test_a_skipped_step_is_consumed_and_leaves_no_trace(runs: Path) -> None:
+    assert {**losses(runs / "skip"), 8: 0, 9: 0} == {**losses(runs / "undisturbed"), 8: 0, 9: 0}
+    ledger = read_ledger(runs / "skip")
+    assert ledger.not_learned == [8]
+    assert ledger.samples_of(9) == range(64, 72)
+    assert not Trace(runs / "skip").document(*a_document_of(runs / "skip", 8))[-1].learned
+    assert [event["kind"] for event in read_incidents(runs / "skip" / "incidents.jsonl")] == ["loss_spike"]
+
+
+def a_document_of(run: Path, step: int) -> tuple[str, int]:
+    trace = Trace(run)
+    for piece in trace.step(step):
+        if [sighting.step for sighting in trace.document(piece.dataset, piece.document)][-1] == step:
+            return piece.dataset, piece.document
+    raise AssertionError("every document of the step comes again later")
+
+
+def test_a_rollback_goes_past_the_data_since_the_checkpoint(runs: Path) -> None:
+    run, reference = losses(runs / "rollback"), losses(runs / "undisturbed")
+    assert {step: run[step] for step in range(1, 7)} == {step: reference[step] for step in range(1, 7)}
+    assert run[7] != reference[7], "other data"
+    ledger = read_ledger(runs / "rollback")
+    (gap,) = ledger.passed_over
+    assert (gap.before_step, gap.first_sample, gap.end_sample) == (7, 48, 64)
+    assert [ledger.samples_of(step).start for step in (6, 7, 8, 9)] == [40, 64, 72, 80]
+    assert [ledger.step_of(sample) for sample in (47, 48, 63, 64)] == [6, None, None, 7]
+
+
+def test_a_stop_saves_what_was_before_the_spike(runs: Path) -> None:
+    assert (runs / "stop" / "exit_code").read_text() == "1"
+    assert max(losses(runs / "stop")) == 7
+    assert (runs / "stop" / "checkpoints" / "step_00000007").is_dir()
+    assert (runs / "no budget" / "exit_code").read_text() == "1"
+
+
+def test_a_number_that_is_none_is_computed_again_and_then_skipped(runs: Path) -> None:
+    assert losses(runs / "nan once") == losses(runs / "undisturbed")
+    assert read_ledger(runs / "nan once").not_learned == []
+    assert read_ledger(runs / "nan").not_learned == [5]
+    (event,) = read_incidents(runs / "nan" / "incidents.jsonl")
+    assert event["step"] == 5 and event["details"]["samples"] == [32, 40]
+    assert event["details"]["documents"]["tokens_text_document"], "the batch's documents can be looked at"
+    (update,) = [r["updated"] for r in read_metrics(runs / "nan" / "metrics.jsonl") if r["step"] == 5 and "loss" in r]
+    assert update is False
+
+
+def test_norms_are_measured_at_their_interval_and_change_nothing(runs: Path) -> None:
+    measured = [r for r in read_metrics(runs / "undisturbed" / "metrics.jsonl") if "norms" in r]
+    assert [r["step"] for r in measured] == [4, 8]
+    step = next(r for r in read_metrics(runs / "undisturbed" / "metrics.jsonl") if r["step"] == 4 and "loss" in r)
+    norms: Any = measured[0]["norms"]
+    assert norms["gradient"] == pytest.approx(step["grad_norm"], rel=1e-4)
+    assert norms["weight"] > 0 and norms["logits"]["rms"] > 0
