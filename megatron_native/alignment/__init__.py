@@ -1,0 +1,1 @@
+"""See docs/concepts/code-of-conduct.md."""
