@@ -23,7 +23,17 @@ _LOOSE_OBJECT = re.compile(
 _LOOSE_STRING = re.compile(_STRING, re.DOTALL)
 _NEXT_OBJECT = re.compile(r"\n[ \t]*[\[,]?[ \t]*(?=\{)")
 _EMPTY_LIST = re.compile(r"\[\s*\]")
-_DECODER = json.JSONDecoder(strict=False)  # a raw line break inside a string is what models write
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand once; of two edits run together in one object, JSON would drop the first unseen."""
+    items = list(pairs)
+    if len(dict(items)) != len(items):
+        raise ValueError("a key stands twice")
+    return dict(items)
+
+
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_once)  # not strict: models write raw line breaks
 
 
 @dataclass(frozen=True)
@@ -112,9 +122,7 @@ def render_edits(edits: Sequence[Edit]) -> str:
     """Edits as an answer: one JSON object a line, or `[]` where there are none."""
     if not edits:
         return "[]"
-    return "\n".join(
-        json.dumps({"find": edit.find, "replace": edit.replace}, ensure_ascii=False) for edit in edits
-    )
+    return "\n".join(json.dumps({"find": edit.find, "replace": edit.replace}, ensure_ascii=False) for edit in edits)
 
 
 def edits_between(origin: str, rewritten: str) -> tuple[Edit, ...]:
@@ -205,9 +213,9 @@ def _decode(answer: str, place: int) -> tuple[dict[str, Any] | None, int]:
         return None, place
     try:
         strings = [_loose_text(text) for text in _LOOSE_STRING.findall(loose[0])]
+        return _once(zip(strings[::2], strings[1::2])), loose.end()
     except ValueError:
         return None, place
-    return dict(zip(strings[::2], strings[1::2])), loose.end()
 
 
 def _loose_text(literal: str) -> str:

@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list: the shipped codes; show: one as text; check: is it whole; prompt: the messages for a passage",
     )  # fmt: skip
     parser.add_argument("code", nargs="?", metavar="CODE", help="a shipped name or a YAML file (not for list)")
-    parser.add_argument("--language", choices=("ar", "en"), default="ar", help="of what is shown, or of the prompt (ar)")
+    parser.add_argument(
+        "--language", choices=("ar", "en"), default="ar", help="of what is shown, or of the prompt (ar)"
+    )
     parser.add_argument(
         "--form", choices=("full", "edits"), default="full",
         help="prompt: the model answers with the whole passage, or with the spans to replace (full)",
@@ -52,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"conduct {action} {wanted}.")
     if arguments.text is not None and action != "prompt":
         raise UserError(f"--text is for conduct prompt; conduct {action} takes no passage.")
+    result: dict[str, Any] | list[dict[str, Any]]
     codes = [load_conduct(name) for name in ([code] if code is not None else conduct_names())]
     if action == "prompt":
         result, text = _prompt(codes[0], arguments)
@@ -91,7 +94,10 @@ def _checked(conduct: Conduct) -> str:
 
 
 def _shown(conduct: Conduct, language: Any) -> str:
-    words = {"ar": ("لماذا", "قبل", "بعد", "السبب", "التعليمات"), "en": ("Why", "before", "after", "because", "Instructions")}
+    words = {
+        "ar": ("لماذا", "قبل", "بعد", "السبب", "التعليمات"),
+        "en": ("Why", "before", "after", "because", "Instructions"),
+    }
     why, before, after, because, instructions = words[language]
     blocks = [
         f"# {conduct.title.in_language(language)}\n{conduct.purpose.in_language(language)}\n"
