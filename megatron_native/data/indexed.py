@@ -198,7 +198,9 @@ class IndexedTokens:
         self.token_count = data.stat().st_size // self.dtype.itemsize
         self._digest: str | None = None
         self._file = os.open(data, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
+        self._index_file = os.open(index, os.O_RDONLY)
+        for descriptor in (self._file, self._index_file):
+            weakref.finalize(self, os.close, descriptor)
 
     def __reduce__(self) -> tuple[type[IndexedTokens], tuple[Path]]:
         return IndexedTokens, (self.prefix,)
@@ -250,10 +252,10 @@ class IndexedTokens:
         """
         lengths: NDArray[np.integer[Any]] = np.empty(self.document_count, dtype=np.int32)
         for first in range(0, self.document_count, BLOCK):
-            boundaries = self.document_boundaries[first : first + BLOCK + 1]
+            boundaries = self._boundaries(first, min(BLOCK, self.document_count - first) + 1)
             low, high = int(boundaries[0]), int(boundaries[-1])
             ends = np.zeros(high - low + 1, dtype=np.int64)
-            np.cumsum(self.sequence_lengths[low:high], dtype=np.int64, out=ends[1:])
+            np.cumsum(self._entries(HEADER_BYTES + 4 * low, high - low, "<i4"), dtype=np.int64, out=ends[1:])
             found = np.diff(ends[boundaries - low])
             if lengths.dtype == np.int32 and len(found) and int(found.max()) >= 1 << 31:
                 lengths = lengths.astype(np.int64)
@@ -261,13 +263,21 @@ class IndexedTokens:
         return lengths
 
     def document_place(self, index: int) -> tuple[int, int]:
-        """(start, length) of a document in `.bin`, in ids: two entries of the index, and nothing that grows with it."""
-        first, last = (int(boundary) for boundary in self.document_boundaries[index : index + 2])
+        """(start, length) of a document in `.bin`, in ids: a few entries of the index, and nothing that grows with it."""
+        first, last = (int(boundary) for boundary in self._boundaries(index, 2))
         if first == last:
             return 0, 0
-        start = int(self.sequence_pointers[first]) // self.dtype.itemsize
-        stop = int(self.sequence_pointers[last - 1]) // self.dtype.itemsize + int(self.sequence_lengths[last - 1])
-        return start, stop - start
+        pointers = HEADER_BYTES + 4 * self.sequence_count
+        start = int(self._entries(pointers + 8 * first, 1, "<i8")[0]) // self.dtype.itemsize
+        lengths = self._entries(HEADER_BYTES + 4 * first, last - first, "<i4")
+        return start, int(lengths.sum(dtype=np.int64))
+
+    def _boundaries(self, first: int, count: int) -> NDArray[np.int64]:
+        """Entries of `document_boundaries`, read and not mapped."""
+        return self._entries(HEADER_BYTES + 12 * self.sequence_count + 8 * first, count, "<i8")
+
+    def _entries(self, offset: int, count: int, dtype: str) -> NDArray[Any]:
+        return _read_entries(self._index_file, offset, count, dtype, idx_path(self.prefix))
 
     def digest(self) -> str:
         """xxh3_128 of `.idx`: a name of the dataset that does not change when it is moved."""

@@ -78,6 +78,10 @@ class Incidents:
         print(message, file=sys.stderr, flush=True)
         self._file.append(json.dumps(event, ensure_ascii=False, allow_nan=False))
 
+    def flush(self) -> None:
+        """Try again to write what a full disk has refused."""
+        self._file.flush()
+
 
 def read_incidents(path: Path) -> list[dict[str, Any]]:
     """Every whole event of an `incidents.jsonl`, oldest first; none where the file is missing.

@@ -115,6 +115,7 @@ class Trainer:
             if reason is None and not self._unsaved:
                 self._finish()
         self.metrics.close()
+        self.incidents.flush()
         if self._unsaved:
             self.say(f"step {self.progress.step} could not be saved (incidents.jsonl says why); the same command goes on from "
                      "the checkpoint before it")
@@ -145,6 +146,7 @@ class Trainer:
                 self._save()  # so that what is passed over stays so
                 continue
             self._say_saves(self.checkpointer.poll())
+            self.incidents.flush()
             if self._due(run.evaluation.interval) and self.course.next_step() is not None and self._evaluate():
                 return "stopped"
             signal = self._agreed(stop.requested)
