@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import xxhash
@@ -146,7 +146,7 @@ class _Splitter:
         blocks = blocks_of(text)
         found = bounds(text, blocks=blocks.whole)
         self._fences = blocks.fences
-        self._verses = sorted([*found.verses, *scripture])
+        self._verses = merged([*found.verses, *scripture])
         ends, strengths = found.places, found.strengths
         if scripture:
             kept = [place for place, end in enumerate(ends) if end == ends[-1] or not inside(end, self._verses)]
@@ -246,11 +246,9 @@ class _Splitter:
                 if self._fits(start, stop):
                     return self._text[start:stop]
         begin = max(self._span(piece - 1, piece)[0], stop - 16 * self._context)
-        for end in word_ends(self._text, begin, stop):
-            start = trimmed(self._text, end, stop)[0]
-            if self._fits(start, stop):
-                return self._text[start:stop]
-        return ""
+        starts = [trimmed(self._text, end, stop)[0] for end in word_ends(self._text, begin, stop)]
+        first = bisect_left(starts, True, key=lambda start: self._fits(start, stop))
+        return self._text[starts[first] : stop] if first < len(starts) else ""
 
     def _after(self, piece: int) -> str:
         """The beginning of a piece and of what follows it."""
@@ -262,10 +260,9 @@ class _Splitter:
                 if self._fits(start, stop):
                     return self._text[start:stop]
         end = min(self._span(piece, piece + 1)[1], start + 16 * self._context)
-        for stop in reversed(word_ends(self._text, start, end)):
-            if self._fits(start, stop):
-                return self._text[start:stop]
-        return ""
+        stops = word_ends(self._text, start, end)
+        last = bisect_left(stops, True, key=lambda stop: not self._fits(start, stop))
+        return self._text[start : stops[last - 1]] if last else ""
 
     def _fits(self, start: int, stop: int) -> bool:
         return self._count(self._text[start:stop]) <= self._context
@@ -302,6 +299,8 @@ def join(text: str, passages: Sequence[Passage], outcomes: Iterable[Outcome]) ->
             raise ValueError(
                 f"passage {passage.id} is not of this text: its characters {passage.start}-{passage.stop} differ"
             )
+    if any(before.stop > after.start for before, after in pairwise(passages)):
+        raise ValueError("passages overlap or are not in the text's order")
     if any(not BLANKS.issuperset(separator) for separator in between):
         raise ValueError("passages are missing: the text has words that none of them holds")
     texts = _texts(passages, outcomes)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 import regex
 
-from megatron_native.alignment.layout_blocks import Span, inside
+from megatron_native.alignment.layout_blocks import Span, inside, merged
 from megatron_native.alignment.sentence_bounds import (
     BLANKS,
     CHARACTER,
-    COMMA,
     WEAK,
     WORD,
     bounds,
@@ -45,7 +44,8 @@ class Refiner:
         """The piece from `begin` to `end`, or finer ones where its tokens (`size`) exceed the budget."""
         if size <= self._budget:
             return [(end, strength, size)]
-        kept, opened = [], False
+        kept: list[Span] = []
+        opened = False
         for first, last in self._soft:
             if last <= begin or first >= end or (kept and last <= kept[-1][1]):
                 continue
@@ -53,7 +53,7 @@ class Refiner:
                 opened = True
             else:
                 kept.append((first, last))
-        return self._refine(begin, end, strength, sorted([*self._hard, *kept]), WEAK + 1 if opened else WEAK)
+        return self._refine(begin, end, strength, merged([*self._hard, *kept]), WEAK + 1 if opened else WEAK)
 
     def _refine(self, begin: int, end: int, strength: int, kept: list[Span], level: int) -> list[Piece]:
         """Cut at bounds of this level, those above `WEAK` being sentences and lines inside spans that were opened."""

@@ -65,12 +65,13 @@ _LETTERS_APART = re.compile(r"[^\W\d_]{1,2}(?:\.[^\W\d_]{1,2})+\Z")
 _NUMBERING = re.compile(r"[0-9٠-٩۰-۹]{1,3}(?:\.[0-9٠-٩۰-۹]{1,3})*\Z")
 _ADDRESS = re.compile(r"://|www\.|@")
 _LONGEST_WORD = 80
-_ABBREVIATIONS = frozenset(
-    "ود ه إلخ الخ ألخ وإلخ والخ تح مج صص ph.d u.a.e dr mr mrs ms prof st vs etc inc ltd co corp vol fig figs eq sec ch "
-    "ed eds al cf jr sr approx est dept gen col capt lt sgt gov sen rep rev hon messrs mt".split()
-)
+_ABBREVIATIONS = frozenset([
+    "ود", "إلخ", "الخ", "ألخ", "وإلخ", "والخ", "تح", "مج", "صص", "dr", "mr", "mrs", "ms", "prof", "st", "vs", "etc", "inc",
+    "ltd", "co", "corp", "vol", "fig", "figs", "eq", "sec", "ch", "ed", "eds", "al", "cf", "jr", "sr", "approx", "est",
+    "dept", "gen", "col", "capt", "lt", "sgt", "gov", "sen", "rep", "rev", "hon", "messrs", "mt", "ph.d", "u.a.e",
+])  # fmt: skip
 """In lower case, without marks; single letters, and letters with full stops between them (أ.د e.g), need no entry."""
-_BEFORE_NUMBERS = frozenset("no nos pp art رقم".split())
+_BEFORE_NUMBERS = frozenset(["no", "nos", "pp", "art", "رقم"])
 
 
 class Bounds(NamedTuple):
@@ -236,7 +237,7 @@ def _ends_sentence(text: str, begin: int, first: int, last: int, closed: int) ->
     words = text[max(begin, first - _LONGEST_WORD) : first].split()
     if not words:
         return False  # what opens a line is no end
-    word = words[-1] if text[first - 1] not in BLANKS else ""
+    word = "" if text[first - 1].isspace() else words[-1]
     if attached and _ADDRESS.search(word):
         return False
     if stops != ".":
