@@ -31,7 +31,7 @@ _MARKS = "\u064e\u064f\u0650\u0651\u0652\u064b\u064d\u064c"
 def estimated_tokens(text: str) -> int:
     """How many tokens LLaMA-3 makes of a text, by its letters, marks and spaces; tokenizers near it differ little.
 
-    Right for whole news articles to 3% (median), 7% (nine of ten); for single lines to 4% and 12%. Arabic letters are
+    Right for whole news articles to 3% (median), 8% (nine of ten); for single lines to 4% and 11%. Arabic letters are
     0.30 tokens each, marks 1.1, since LLaMA-3 knows few words with marks; mostly Latin text is 0.26 a letter.
     """
     size = len(text)
