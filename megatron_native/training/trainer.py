@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -106,7 +104,7 @@ class Trainer:
         Raises:
             RunStoppedError: a rule about losses or held-out sets stopped the run; it is saved.
         """
-        with StopRequest() as stop, self.watchdog, collected_once():
+        with StopRequest() as stop, self.watchdog:
             self._begin()
             reason = self._loop(stop)
             if self._unsaved:
@@ -378,17 +376,6 @@ class Trainer:
         """One line on the console, from the main rank."""
         if self.platform.is_main:
             print(message, flush=True)
-
-
-@contextmanager
-def collected_once() -> Iterator[None]:
-    """Leave what is there now out of garbage collections: megatron-core starts one at every save, a third of a second long."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def documents_of(data: RunData, plan: StepPlan) -> dict[str, list[int]]:
