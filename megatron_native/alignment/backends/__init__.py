@@ -1,0 +1,1 @@
+"""Whatever answers the requests of a rewriting: vLLM, an OpenAI-compatible server, transformers."""

@@ -1,0 +1,67 @@
+"""A worker on disk: the Hugging Face folder that rewrites, its hash, and its chat as token ids."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megatron_native.alignment.prompts import Messages
+from megatron_native.errors import UserError
+from megatron_native.manifest import file_digest, parameters_hash
+
+_NOT_THE_WORKER = {".md", ".txt", ".gitattributes", ".lock"}
+
+
+class Worker:
+    """A Hugging Face folder with a model, a tokenizer and, for chat models, a chat template.
+
+    Raises:
+        UserError: the folder has no model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.json").is_file():
+            raise UserError(
+                f"--worker {folder}: there is no config.json; give the folder of a Hugging Face checkpoint "
+                "(config.json, tokenizer, *.safetensors)."
+            )
+
+    @cached_property
+    def hash(self) -> str:
+        """xxh3_128 over the names and contents of the folder's files; pages for people are left out.
+
+        Every byte is read once a process: a few seconds for each GB.
+        """
+        files = sorted(path for path in self.folder.iterdir() if path.is_file() and path.suffix not in _NOT_THE_WORKER)
+        return parameters_hash({"files": [[path.name, file_digest(path)] for path in files]})
+
+    @cached_property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together, as `config.json` says (0 where it doesn't)."""
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return int(config.get("max_position_embeddings") or 0)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The worker's own tokenizer, of transformers."""
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(self.folder))
+
+    def chat_ids(self, messages: Messages) -> list[int]:
+        """The ids of a chat that the worker is to answer: by its chat template; without one, the contents between blank
+        lines after the begin token."""
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            return list(tokenizer("\n\n".join(message["content"] for message in messages) + "\n")["input_ids"])
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def identity(self) -> dict[str, Any]:
+        """For the lineage of outputs: name and hash."""
+        return {"worker": self.folder.resolve().name, "worker_hash": self.hash}
