@@ -55,7 +55,8 @@ class Worker:
 
     def chat_ids(self, messages: Messages) -> list[int]:
         """The ids of a chat that the worker is to answer: by its chat template; without one, the contents between blank
-        lines after the begin token."""
+        lines after the begin token.
+        """
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None:
             return list(tokenizer("\n\n".join(message["content"] for message in messages) + "\n")["input_ids"])
