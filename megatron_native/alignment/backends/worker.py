@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from megatron_native.alignment.conduct import load_conduct
+from megatron_native.alignment.passages import estimated_tokens
 from megatron_native.alignment.prompts import Messages
 from megatron_native.errors import UserError
 from megatron_native.manifest import file_digest, parameters_hash
@@ -62,6 +64,13 @@ class Worker:
             return list(tokenizer("\n\n".join(message["content"] for message in messages) + "\n")["input_ids"])
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def fertility(self) -> float:
+        """Tokens that the worker's tokenizer makes for each of LLaMA-3's, on the Arabic of the general code of conduct."""
+        principles = load_conduct("general").by_severity()
+        text = "\n".join(principle.rule.ar for principle in principles)
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) / estimated_tokens(text)
 
     def identity(self) -> dict[str, Any]:
         """For the lineage of outputs: name and hash."""

@@ -1,0 +1,206 @@
+"""`megatron-native rewrite`: documents → documents rewritten by a worker, every rewrite checked and on record."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_native.commands.stage_arguments import add_reading, reading_of
+
+if TYPE_CHECKING:
+    from megatron_native.alignment.backends.choice import BackendChoice
+    from megatron_native.alignment.rewriting.settings import RewriteSettings
+
+SUMMARY = "Rewrite documents by a code of conduct: rules, a first look, a worker on any engine, gates, a record of all."
+EXAMPLES = """\
+  megatron-native rewrite --input work/deduped --output work/rewritten                          rules alone, no model
+  megatron-native rewrite --input work/deduped --output work/rewritten --worker models/worker --engine vllm
+  megatron-native rewrite --input work/deduped --worker models/worker --engine vllm --estimate   cost, before it is spent
+  megatron-native rewrite --input work/deduped --output work/rewritten --engine openai --model worker \\
+      --endpoint http://node1:8000/v1 http://node2:8000/v1                                      a vllm serve fleet
+  megatron-native rewrite ... --engines 8 --gpus-per-engine 1                                   eight engines on a node
+  megatron-native rewrite ... --engine ray --address auto --engines 64                          on a Ray cluster
+  megatron-native rewrite ... --task-index $SLURM_ARRAY_TASK_ID --task-count $SLURM_ARRAY_TASK_COUNT
+  megatron-native rewrite --output work/rewritten --export work/released                        origin/rewritten, ten files
+
+A killed run goes on where it was when the same command is run again. A passage whose rewrite a gate refuses keeps its
+text, so no document is lost; every decision is in OUTPUT/_decisions."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--input", nargs="+", default=[], metavar="PATH", help="files, folders or globs of documents")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="new folder for the rewritten documents")
+    worker = parser.add_argument_group("the worker")
+    worker.add_argument(
+        "--engine", default="rules", metavar="NAME",
+        help="rules (no model), transformers, openai, vllm, or ray: engines of --backend on a Ray cluster (rules)",
+    )  # fmt: skip
+    worker.add_argument("--backend", default="vllm", metavar="NAME", help="what --engine ray runs (vllm)")
+    worker.add_argument("--worker", type=Path, metavar="FOLDER", help="Hugging Face folder of the worker")
+    worker.add_argument(
+        "--endpoint", nargs="+", default=[], metavar="URL",
+        help="servers for openai; @FILE or @FOLDER reads them from there, a URL a line",
+    )  # fmt: skip
+    worker.add_argument("--model", default="", metavar="NAME", help="the worker's name at the servers")
+    worker.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 is greedy (0)")
+    worker.add_argument("--top-p", type=float, default=1.0, metavar="X", help="share of probability sampled from (1)")
+    worker.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
+    worker.add_argument(
+        "--option", nargs="+", default=[], metavar="KEY=VALUE",
+        help="settings of the engine, such as max_num_seqs=512 speculation=4 (docs/backends.md, docs/vllm.md)",
+    )  # fmt: skip
+    prompt = parser.add_argument_group("what it is asked")
+    prompt.add_argument("--conduct", default="general", metavar="NAME|FILE", help="code of conduct (general)")
+    prompt.add_argument(
+        "--form", default="full", choices=("full", "edits"), help="the passage again, or spans to replace (full)"
+    )
+    prompt.add_argument("--language", default="ar", choices=("ar", "en"), help="of the prompt's own words (ar)")
+    prompt.add_argument("--examples", type=int, default=0, metavar="N", help="examples of the code in the prompt (0)")
+    prompt.add_argument("--passage-tokens", type=int, default=256, metavar="N", help="LLaMA-3 tokens a passage (256)")
+    prompt.add_argument("--context-tokens", type=int, default=64, metavar="N", help="of the text around it (64)")
+    prompt.add_argument(
+        "--answer-ratio", type=float, default=1.5, metavar="X", help="tokens of an answer per token of passage (1.5)"
+    )
+    checks = parser.add_argument_group("what runs around the worker")
+    checks.add_argument("--rules", type=Path, metavar="FILE", help="YAML over the rules' settings")
+    checks.add_argument("--no-rules", action="store_true", help="no rules before the worker")
+    checks.add_argument("--first-look", type=Path, metavar="FILE", help="YAML over the first look's settings")
+    checks.add_argument("--no-first-look", action="store_true", help="every passage goes to the worker")
+    checks.add_argument("--gates", type=Path, metavar="FILE", help="YAML over the gates' thresholds")
+    checks.add_argument("--no-gates", action="store_true", help="check nothing (for measuring, not for a corpus)")
+    checks.add_argument("--tries", type=int, default=3, metavar="N", help="before a passage is quarantined (3)")
+    checks.add_argument("--chunk-passages", type=int, default=64, metavar="N", help="passages leased at once (64)")
+    parser.add_argument(
+        "--output-format", default="jsonl.zst", metavar="FORMAT", help="jsonl.zst or parquet (jsonl.zst)"
+    )
+    estimate = parser.add_argument_group("before and after")
+    estimate.add_argument(
+        "--estimate", action="store_true", help="cost of the whole input from a sample; writes nothing"
+    )
+    estimate.add_argument("--sample", type=int, default=64, metavar="N", help="passages that the estimate asks (64)")
+    estimate.add_argument("--price-hour", type=float, default=0.0, metavar="X", help="of an accelerator-hour")
+    estimate.add_argument("--price-input", type=float, default=0.0, metavar="X", help="of a million prompt tokens")
+    estimate.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million written tokens")
+    estimate.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="accepted pairs of OUTPUT as the released layout"
+    )
+    add_reading(parser)
+    _add_where(parser)
+
+
+def _add_where(parser: argparse.ArgumentParser) -> None:
+    import os
+
+    group = parser.add_argument_group("where it runs (never changes what is asked)")
+    group.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
+        help="processes for all that needs no model (default: the cores there are)",
+    )  # fmt: skip
+    group.add_argument("--engines", type=int, default=1, metavar="N", help="engines that pull chunks (1)")
+    group.add_argument(
+        "--gpus-per-engine", type=int, metavar="N", help="GPUs of each (1 for vllm where there are GPUs)"
+    )
+    group.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster, or auto")
+    group.add_argument("--task-index", type=int, default=0, metavar="I", help="in a job array: which task, from 0")
+    group.add_argument("--task-count", type=int, default=1, metavar="N", help="in a job array: how many tasks")
+    group.add_argument(
+        "--lease-seconds", type=float, default=600.0, metavar="S",
+        help="silence after which an engine on another host counts as gone (600)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the manifest as JSON instead of the table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Rewrite, estimate or export, and print the account."""
+    from megatron_native.errors import UserError
+
+    if arguments.export is not None and not arguments.input:
+        return _export(arguments)
+    if not arguments.input:
+        raise UserError("--input names the files, folders or globs to rewrite.")
+    if arguments.output is None and not arguments.estimate:
+        raise UserError("--output FOLDER says where the rewritten documents go.")
+    settings, choice = _settings(arguments)
+    if arguments.estimate:
+        from megatron_native.alignment.rewriting.estimate import Prices, estimate, print_estimate
+
+        prices = Prices(arguments.price_hour, arguments.price_input, arguments.price_output)
+        return print_estimate(estimate(arguments.input, settings, choice, arguments.sample, prices), arguments.json)
+    return _rewrite(arguments, settings, choice)
+
+
+def _rewrite(arguments: argparse.Namespace, settings: RewriteSettings, choice: BackendChoice | None) -> int:
+    from megatron_native.alignment.rewriting.fleet import FleetSettings, Stopped
+    from megatron_native.alignment.rewriting.stage import rewrite
+    from megatron_native.alignment.rewriting.table import print_rewriting
+    from megatron_native.corpus.stage import Execution
+    from megatron_native.engine.tasks import Share
+    from megatron_native.errors import EXIT_REQUEUE
+
+    on_ray = arguments.engine == "ray"
+    share = Share(arguments.task_index, arguments.task_count)
+    execution = Execution(arguments.workers, "ray" if on_ray else "local", arguments.address, share)
+    gpus = arguments.gpus_per_engine
+    if gpus is None:
+        gpus = _gpus() if settings.engine == "vllm" and (arguments.engines > 1 or on_ray) else 0
+    fleet = FleetSettings(arguments.engines, gpus, share.whole, arguments.task_index, arguments.lease_seconds, on_ray)
+    try:
+        result = rewrite(arguments.input, arguments.output, settings, choice, execution, fleet)
+    except Stopped:
+        print(f"rewrite: {arguments.output} is unfinished; run the same command again to go on.")
+        return EXIT_REQUEUE
+    code = print_rewriting(result, arguments.json)
+    if code == 0 and arguments.export is not None:
+        return _export(arguments)
+    return code
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendChoice | None]:
+    from megatron_native.alignment.backends.backend import Sampling
+    from megatron_native.alignment.backends.choice import BackendChoice, endpoints_of, options_of
+    from megatron_native.alignment.rewriting.settings import RewriteSettings, read_overrides
+
+    engine = arguments.backend if arguments.engine == "ray" else arguments.engine
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
+    choice = None
+    if engine not in ("rules",):
+        choice = BackendChoice(
+            engine, arguments.worker, arguments.model, endpoints_of(arguments.endpoint), sampling,
+            options_of(arguments.option),
+        )  # fmt: skip
+    over: dict[str, Any] = {}
+    for name in ("rules", "first_look", "gates"):
+        over[name] = None if getattr(arguments, f"no_{name}") else read_overrides(getattr(arguments, name))
+    settings = RewriteSettings(
+        engine=engine, worker=choice.identity() if choice else {}, conduct=arguments.conduct, form=arguments.form,
+        language=arguments.language, examples=arguments.examples, passage_tokens=arguments.passage_tokens,
+        context_tokens=arguments.context_tokens, answer_ratio=arguments.answer_ratio, sampling=sampling,
+        tries=arguments.tries, chunk_passages=arguments.chunk_passages, output_format=arguments.output_format,
+        part_bytes=arguments.part_bytes, reading=reading_of(arguments), **over,
+    )  # fmt: skip
+    return settings, choice
+
+
+def _gpus() -> int:
+    from pathlib import Path
+
+    return 1 if any(Path("/dev").glob("nvidia[0-9]*")) else 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import json
+
+    from megatron_native.alignment.rewriting.export import FOLDER, export_pairs
+    from megatron_native.errors import UserError
+
+    if arguments.output is None:
+        raise UserError("--export FOLDER needs --output FOLDER, the finished rewriting whose pairs are exported.")
+    manifest = export_pairs(arguments.output, arguments.export)
+    if arguments.json:
+        print(json.dumps(manifest, ensure_ascii=False, indent=2))
+    else:
+        counts = manifest["counts"]
+        print(f"{arguments.export / FOLDER}: {counts['kept']:,} pairs of {counts['read']:,} decisions, in ten files")
+    return 0
