@@ -1,0 +1,259 @@
+"""Gates of what can be checked to the letter: numbers and dates, addresses, quotations, scripture."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_native.alignment.gates.alignment import ALIGNED, ELSEWHERE, Text
+from megatron_native.alignment.gates.gate import Judgement, Pair, register, shown
+from megatron_native.alignment.gates.lexicon import number_words, values_of
+from megatron_native.corpus.folding import code_points
+
+_DIGITS = str.maketrans(
+    "٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٫٬٪،",
+    "01234567890123456789.,%;",
+)
+_NUMBER = re.compile(r"\d+(?:[.,:/\-–]\d+)*")
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+_ENUMERATOR = re.compile(r"(?m)^[ \t>*|]*\(?(\d{1,2})[.)\-][ \t]")
+_ADDRESS = re.compile(
+    r"(?:https?://|www\.)[^\s<>\"«»“”()\[\]،؛]+|[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+|"
+    r"(?<![\w.@])(?:[a-zA-Z0-9\-]+\.)+(?:com|org|net|gov|edu|info|io|sa|eg|ae|example|me|tv|co)(?:/[^\s<>\"«»()\[\]،؛]*)?"
+)
+_TRAILING = ".,:;!?؟*"
+_QUOTES = (
+    re.compile(r"«([^«»\n]{1,600})»"), re.compile(r"“([^“”\n]{1,600})”"), re.compile(r"\"([^\"\n]{1,600})\""),
+)  # fmt: skip
+_MARKS = re.compile("[\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0640\u200c-\u200f\\s]")
+_ONLY_MARKS = re.compile("[\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed]")
+
+
+def _canonical(number: str) -> str:
+    """One spelling: no thousands separators, `/` in dates, no zeros in front of a whole number's parts."""
+    if _GROUPED.fullmatch(number):
+        number = number.replace(",", "")
+    if "," in number and number.count(",") == 1 and "." not in number:
+        number = number.replace(",", ".")
+    number = number.replace("–", "-")
+    if number.count("-") == 2:
+        number = number.replace("-", "/")
+    if "/" in number:
+        return "/".join(part.lstrip("0") or "0" for part in number.split("/"))
+    return number
+
+
+def numbers_of(text: str) -> list[tuple[str, int]]:
+    """(number in one spelling, its place) for all numbers in digits; a range is two numbers."""
+    if not text.isascii() or any(c.isdigit() for c in text):
+        text = text.translate(_DIGITS)
+    found = []
+    for match in _NUMBER.finditer(text):
+        number = _canonical(match.group())
+        if number.count("-") == 1 and "/" not in number and ":" not in number:
+            low, high = number.split("-")
+            found += [(low, match.start()), (high, match.start() + len(low) + 1)]
+        else:
+            found.append((number, match.start()))
+    return found
+
+
+def _enumerators(text: str) -> set[int]:
+    if not any(c.isdigit() for c in text):
+        return set()
+    return {match.start(1) for match in _ENUMERATOR.finditer(text.translate(_DIGITS))}
+
+
+@register
+class Numbers:
+    """Numbers, amounts, percentages and dates that came or went, in digits or words; the score is how many."""
+
+    name, cost = "numbers", 1
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._most_new, self._most_lost = settings["most_new"], settings["most_lost"]
+
+    def judge(self, pair: Pair) -> Judgement:
+        """Digits of one set equal those of the other, and a number its word; numbers of list items are layout."""
+        listed_a, listed_b = _enumerators(pair.origin), _enumerators(pair.rewritten)
+        at_a = [item for item in numbers_of(pair.origin) if item[1] not in listed_a]
+        at_b = [item for item in numbers_of(pair.rewritten) if item[1] not in listed_b]
+        a, b = Counter(number for number, _ in at_a), Counter(number for number, _ in at_b)
+        words_a, words_b = _values(pair.a), _values(pair.b)
+        if a == b and (words_a == words_b or pair.same_words):
+            return Judgement(self.name, 0.0, True)
+        spelt_a, spelt_b = {str(v) for v in words_a}, {str(v) for v in words_b}
+        loose = {value for value in [*a, *b] if "/" in value or ":" in value or "-" in value}
+        parts_a = {part for value in [*a] if value in loose for part in re.split(r"[/:\-]", value)}
+        listed = {number for number, place in numbers_of(pair.origin) if place in listed_a}
+        laid_out = {number for number, place in numbers_of(pair.rewritten) if place in listed_b}
+        new = [v for v in b if v not in a and v not in spelt_a and v not in listed and v not in parts_a]
+        parts_b = {part for value in [*b] if value in loose for part in re.split(r"[/:\-]", value)}
+        lost = [
+            number for number, place in at_a
+            if number not in b and number not in laid_out and number not in spelt_b and number not in parts_b and not _may_go(pair, place)
+            and not _kept_in_parts(number, b)
+        ]  # fmt: skip
+        if not new and not lost:  # one of two equal ones became the other
+            more = [v for v in b if b[v] > a[v] > 0]
+            fewer = [number for number, place in at_a if b[number] < a[number] and not _may_go(pair, place)]
+            if more and fewer:
+                new, lost = more, fewer
+        context = {number for text in (pair.before, pair.after) if text for number, _ in numbers_of(text)}
+        new = [value for value in new if value not in context and not _kept_in_parts(value, a)]
+        new_words, lost_words = self._words(pair, words_a, words_b, a, b)
+        new, lost = new + new_words, lost + lost_words
+        passed = len(new) <= self._most_new and len(lost) <= self._most_lost
+        reason = "; ".join(
+            f"{label}: {shown(values)}" for label, values in (("new", new), ("lost", lost)) if values
+        )  # fmt: skip
+        return Judgement(self.name, float(len(new) + len(lost)), passed, reason)
+
+    def _words(
+        self, pair: Pair, words_a: Counter[int], words_b: Counter[int], a: Counter[str], b: Counter[str]
+    ) -> tuple[list[str], list[str]]:
+        if words_a == words_b or pair.same_words:
+            return [], []
+        new = [str(v) for v in words_b if v not in words_a and str(v) not in a]
+        if lost := [v for v in words_a if v not in words_b and str(v) not in b]:
+            values = values_of(pair.a.hashes, number_words())
+            gone = values[(pair.aligned.kept != ALIGNED) & ~pair.allowed]
+            lost = [value for value in lost if value in gone]
+        return [_named(int(v)) for v in new], [_named(v) for v in lost]
+
+
+def _named(value: int) -> str:
+    return f"1/{-value}" if value < 0 else str(value)
+
+
+def _values(text: Text) -> Counter[int]:
+    values = values_of(text.hashes, number_words())
+    return Counter(values[values != 0].tolist())
+
+
+def _may_go(pair: Pair, place: int) -> bool:
+    word = int(np.searchsorted(pair.a.ends, place, side="right"))
+    return word < len(pair.allowed) and bool(pair.allowed[word])
+
+
+def _kept_in_parts(number: str, others: Counter[str]) -> bool:
+    """`2 400` for `2,400`, `12.3.2020` for `12/3/2020`: the same digits in other pieces."""
+    parts = re.split(r"[/:\-.,]", number)
+    if len(parts) > 1:
+        return all(part in others for part in parts)
+    return any(len(other) < len(number) and number.startswith(other) and number[len(other) :] in others for other in others)
+
+
+@register
+class Addresses:
+    """URLs and e-mail addresses; the score is how many came or went."""
+
+    name, cost = "addresses", 1
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        pass
+
+    def judge(self, pair: Pair) -> Judgement:
+        """An address in an advertisement may go; none may come."""
+        if not any(sign in text for text in (pair.origin, pair.rewritten) for sign in ("://", "www.", "@", ".")):
+            return Judgement(self.name, 0.0, True)
+        at_a = [(found.group().rstrip(_TRAILING), found.start()) for found in _ADDRESS.finditer(pair.origin)]
+        b = {found.group().rstrip(_TRAILING) for found in _ADDRESS.finditer(pair.rewritten)}
+        a = {address for address, _ in at_a}
+        if a == b:
+            return Judgement(self.name, 0.0, True)
+        lost = [address for address, place in at_a if address not in b and not _may_go(pair, place)]
+        changed = [*lost, *sorted(b - a)]
+        return Judgement(
+            self.name, float(len(changed)), not changed, f"addresses differ: {shown(changed)}" if changed else ""
+        )
+
+
+@register
+class Quotations:
+    """Quotations that are not word for word in the other text; the score is how many."""
+
+    name, cost = "quotations", 2
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._least = settings["least_words"]
+
+    def judge(self, pair: Pair) -> Judgement:
+        """Spelling in the matching view; the kind of quotation marks makes no difference."""
+        if pair.same_words or not any(sign in pair.origin + pair.rewritten for sign in "«“\""):
+            return Judgement(self.name, 0.0, True)
+        changed = self._missing(pair.a, pair.b, pair.allowed | pair.residue)
+        changed += self._missing(pair.b, pair.a, np.zeros(len(pair.b.hashes), dtype=np.bool_))
+        return Judgement(
+            self.name, float(len(changed)), not changed, f"quotations differ: {shown(changed, 2)}" if changed else ""
+        )
+
+    def _missing(self, text: Text, other: Text, may_go: NDArray[np.bool_]) -> list[str]:
+        found = []
+        for pattern in _QUOTES:
+            if pattern is _QUOTES[2] and text.text.count('"') % 2:
+                continue
+            for match in pattern.finditer(text.text):
+                first, last = np.searchsorted(text.begins, match.span(1))
+                if last - first < self._least or may_go[first:last].all():
+                    continue
+                if not _holds(other.hashes, text.hashes[first:last]):
+                    found.append(match.group(1)[:60])
+        return found
+
+
+def _holds(hashes: NDArray[np.uint64], run: NDArray[np.uint64]) -> bool:
+    """Whether the words stand there on end."""
+    places = np.flatnonzero(hashes[: len(hashes) - len(run) + 1] == run[0]) if len(run) <= len(hashes) else []
+    return any(np.array_equal(hashes[place : place + len(run)], run) for place in places)
+
+
+@register
+class Scripture:
+    """Verses letter for letter; the score is how many are changed, gone or new."""
+
+    name, cost = "scripture", 2
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        pass
+
+    def judge(self, pair: Pair) -> Judgement:
+        """A verse may lose all of its marks, never a letter, and none may be put in."""
+        spans = pair.readers.scripture.spans
+        changed = []
+        verses = [pair.origin[begin:end] for begin, end in spans(pair.a.codes) if end - begin > 1]
+        for verse in verses:
+            if verse not in pair.rewritten and not _bare_in(verse, pair.rewritten):
+                changed.append(verse)
+        if not pair.same_words:
+            for begin, end in spans(pair.b.codes):
+                verse = pair.rewritten[begin:end]
+                if end - begin > 1 and verse not in pair.origin and _bare(verse) not in _bare(pair.origin):
+                    changed.append(verse)
+        return Judgement(
+            self.name, float(len(changed)), not changed,
+            f"scripture is not letter for letter: {shown([verse[:60] for verse in changed], 2)}" if changed else "",
+        )  # fmt: skip
+
+
+def _bare(text: str) -> str:
+    return _MARKS.sub("", text)
+
+
+def _bare_in(verse: str, text: str) -> bool:
+    """Whether the verse is in the text with the same marks in another order or layout, or without any."""
+    bare = _bare(verse)
+    if bare not in _bare(text):
+        return False
+    pieces = re.search(r"[\s\u0640\u064b-\u065f\u0670\u06d6-\u06ed]*".join(map(re.escape, bare)), text)
+    return pieces is not None and (
+        not _ONLY_MARKS.search(pieces.group()) or sorted(_ONLY_MARKS.findall(verse)) == sorted(_ONLY_MARKS.findall(pieces.group()))
+    )
+
+
+__all__ = ["ELSEWHERE", "Addresses", "Numbers", "Quotations", "Scripture", "code_points", "numbers_of"]
