@@ -1,0 +1,159 @@
+"""One look at a text that says which rules can have anything to do in it; clean text costs no more than this look."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+
+(
+    BLANKS, MARKUP, RESIDUE, TATWEEL, LATIN_SIGNS, BEFORE, AFTER, INSIDE, REPEATED, QUOTES, MIRRORED, BULLETS, WRAPPED, WORDS,
+) = (1 << bit for bit in range(14))  # fmt: skip
+PROTECTED = 1 << 14
+"""There may be an address, code, mathematics or a table."""
+_ARABIC, _MARK, _DIGIT, _BLANK, _STOP, _OPENING, _CLOSING, _BULLET, _PROTECTING, _ODD = (1 << bit for bit in range(10))
+_TABLE_SIZE = 0x10000
+_LEAST_WRAPPED, _LONGEST_WRAPPED = 30, 140
+ODD_BLANKS = "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+BULLET_SIGNS = "•●▪◦■□►➤*-–—"
+
+
+@cache
+def _table() -> NDArray[np.uint16]:
+    table = np.zeros(_TABLE_SIZE, dtype=np.uint16)
+    for code in range(0x600, 0x900):
+        character = chr(code)
+        if unicodedata.category(character)[0] == "L" and code != 0x640:
+            table[code] |= _ARABIC
+        elif unicodedata.category(character)[0] == "M":
+            table[code] |= _MARK
+    for characters, bit in (
+        ("0123456789٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹", _DIGIT), (" \t" + ODD_BLANKS, _BLANK), (ODD_BLANKS + "\r\t", _ODD),
+        ("،؛؟!:.,;?", _STOP), ("([«“", _OPENING), (")]»”", _CLOSING), (BULLET_SIGNS, _BULLET), ("`$\\|~@\t", _PROTECTING),
+    ):  # fmt: skip
+        for character in characters:
+            table[ord(character)] |= bit
+    return table
+
+
+def look(codes: NDArray[np.uint32], hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> int:
+    """The flags of a text.
+
+    Args:
+        codes: its code points, uint32 [characters].
+        hashes: its words in the matching view, uint64 [words].
+        wanted: words that advertisements have, as `statistics.hash_set` makes them.
+    """
+    return int(_look(codes, _table())) | (WORDS if _any_of(hashes, wanted) else 0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _any_of(hashes: Any, wanted: Any) -> bool:
+    mask = np.uint64(len(wanted) - 1)
+    for value in hashes:
+        place = value & mask
+        while wanted[place] != 0:
+            if wanted[place] == value:
+                return True
+            place = (place + np.uint64(1)) & mask
+    return False
+
+
+@numba.njit(cache=True, nogil=True)
+def _look(codes: Any, table: Any) -> Any:
+    flags = 0
+    before, code = np.uint32(10), np.uint32(10)  # the two characters before
+    bits_before = bits = 0
+    breaks, quotes, wrapped, line = 1, 0, 0, 0
+    length = len(codes)
+    for place in range(length + 1):
+        before2, bits2 = before, bits_before
+        before, bits_before = code, bits
+        code = codes[place] if place < length else np.uint32(10)
+        bits = np.int64(table[code]) if code < _TABLE_SIZE else np.int64(0)
+        first = before == 10
+        if code == 10:
+            if bits_before & _BLANK:
+                flags |= BLANKS
+            if _LEAST_WRAPPED <= line <= _LONGEST_WRAPPED:
+                wrapped += 1
+                if wrapped >= 2:
+                    flags |= WRAPPED
+            else:
+                wrapped = 0
+            breaks = breaks + 1 if first else 1
+            if breaks > 2 and place < length:
+                flags |= BLANKS
+            line, quotes = 0, 0
+            if place == 0:
+                flags |= BLANKS
+            continue
+        line += 1
+        # What an ordinary letter after a letter can't begin.
+        if bits & _ARABIC:
+            if bits_before & (_ARABIC | _MARK):
+                continue
+            if bits_before & (_STOP | _CLOSING) and bits2 & (_ARABIC | _MARK | _DIGIT | _CLOSING | _STOP):
+                flags |= AFTER
+            if bits2 & _ARABIC and bits_before & _OPENING:
+                flags |= AFTER
+            if before == 34 and quotes % 2 == 0 and place > 1:
+                flags |= QUOTES
+            continue
+        if bits & _BLANK:
+            if first or bits_before & _BLANK or bits & _ODD:
+                flags |= BLANKS
+            if bits_before & _OPENING:
+                flags |= INSIDE
+            if before == 34 and quotes % 2 == 1:
+                flags |= QUOTES
+            continue
+        if code == 60 or code == 38:
+            flags |= MARKUP
+        elif code == 0x640:
+            flags |= TATWEEL
+        elif code == 34:
+            quotes += 1
+            if (quotes % 2 == 0 and bits_before & _BLANK) or (quotes % 2 == 1 and bits_before & (_ARABIC | _MARK)):
+                flags |= QUOTES
+        elif code == 91 or code == 123 or code == 93 or code == 125:
+            flags |= RESIDUE
+        elif (code == 39 or code == 61) and before == code:
+            flags |= RESIDUE
+        if bits & _PROTECTING or (code == 47 and before == 47) or (code == 119 and before == 119):
+            flags |= PROTECTED
+        if bits & _ODD:
+            flags |= BLANKS
+        if bits & _STOP:
+            if bits_before & _BLANK:
+                flags |= BEFORE
+            if code == 44 or code == 59 or code == 63:
+                flags |= LATIN_SIGNS
+            if bits_before & _STOP and (code != 46 or before2 == 46):
+                flags |= REPEATED
+            if bits2 & _STOP and bits_before & _BLANK:
+                flags |= REPEATED
+        elif code == 0x2026 and before == code:
+            flags |= REPEATED
+        elif bits & _CLOSING and bits_before & _BLANK:
+            flags |= INSIDE
+        if (code == 0xBB or code == 0x201D) and (bits_before & _BLANK or first or before == 40):
+            flags |= MIRRORED
+        if bits & _DIGIT and (before == 0x60C or before == 0x61B):
+            flags |= AFTER
+        if line == 1 and bits & _BULLET:
+            flags |= BULLETS
+        if line <= 4 and bits_before & _DIGIT and (code == 45 or code == 0x2013 or code == 41):
+            flags |= BULLETS
+    if length and np.int64(table[codes[0]] if codes[0] < _TABLE_SIZE else 0) & _BLANK:
+        flags |= BLANKS
+    if length and (codes[length - 1] == 10):
+        flags |= BLANKS
+    return flags
+
+
