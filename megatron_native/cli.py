@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "corpus": ("corpus", "the stages of a recipe.yaml in order: raw dumps → tokens, in one command"),
     "clean": ("clean", "raw dumps → normalised, filtered documents, with an account of every line"),
     "dedup": ("dedup", "documents → documents with exact and near copies out"),
+    "rewrite": ("rewrite", "documents → documents rewritten by a code of conduct, every rewrite checked"),
     "tokenize": ("tokenize", "documents → Megatron .bin/.idx (also tools/preprocess_data.py)"),
     "merge": ("merge", "many Megatron .bin/.idx → one (also tools/merge_datasets.py)"),
     "inspect": ("inspect", "what is in a .bin/.idx: counts, lengths, ids, documents as text"),
