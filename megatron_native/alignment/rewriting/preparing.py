@@ -20,6 +20,7 @@ from megatron_native.alignment.rewriting.chunks import CLEAN, FROZEN, WaitingPas
 from megatron_native.alignment.rewriting.parts_of_conduct import first_look_of, rules_of
 from megatron_native.alignment.rewriting.settings import RewriteSettings
 from megatron_native.corpus.account import Account
+from megatron_native.corpus.folding import code_points
 from megatron_native.corpus.stage import QUARANTINE, PartResult
 from megatron_native.documents.parts import Part
 from megatron_native.documents.records import Document, Refusal, utf8_bytes
@@ -93,7 +94,7 @@ class Tidier:
             from megatron_native.corpus.scripture import ScriptureFinder
 
             self._finder = ScriptureFinder()
-        spans: Sequence[tuple[int, int]] = self._finder.spans(text)
+        spans: Sequence[tuple[int, int]] = self._finder.spans(code_points(text))
         return spans
 
 
