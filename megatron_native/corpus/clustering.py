@@ -224,17 +224,26 @@ def _find_pairs(
     return {"pairs": verified_pairs(parts, column, threshold, memory_bytes, _pair_file(folder, column), stored)}
 
 
-class Verdict(NamedTuple):
-    """What becomes of a document: `reason` None when it stays, with `copies` that leave for it.
+class Earlier(NamedTuple):
+    """Where an earlier corpus has the text that a document is a copy of.
 
-    `earlier` is the folder of the earlier corpus that has the text it is a copy of, seen from the output.
+    Attributes:
+        earlier_corpus: its folder, seen from the output.
+        new_form_stays: whether the document of that text comes again, and it is its new form that stays.
     """
+
+    earlier_corpus: str
+    new_form_stays: bool
+
+
+class Verdict(NamedTuple):
+    """What becomes of a document: `reason` None when it stays, with `copies` that leave for it."""
 
     reason: str | None
     kept_id: str
     similarity: float
     copies: int
-    earlier: str | None = None
+    earlier: Earlier | None = None
 
 
 @dataclass
@@ -255,9 +264,11 @@ class Verdicts:
             return Verdict(None, "", 1.0, int(self.copies[number]))
         if code == _EMPTY:
             return Verdict(_REASONS[code], "", 0.0, 0)
-        kept = self.places.id_of(int(self.keepers[number]))
-        earlier = self.places.earlier_folder(int(self.originals[number]))
-        return Verdict(_REASONS[code], kept, round(float(self.similarity[number]), 4), 0, earlier)
+        keeper, original = int(self.keepers[number]), int(self.originals[number])
+        folder = self.places.earlier_folder(original)
+        earlier = None if folder is None else Earlier(folder, keeper != original)
+        similarity = round(float(self.similarity[number]), 4)
+        return Verdict(_REASONS[code], self.places.id_of(keeper), similarity, 0, earlier)
 
 
 class Places:

@@ -235,7 +235,7 @@ def _write_part(
                     duplicates.write({
                         "id": record.id, "source": record.source, "offset": record.offset, "copy_of": verdict.kept_id,
                         "reason": verdict.reason, "similarity": verdict.similarity,
-                        **({"earlier_corpus": verdict.earlier} if verdict.earlier is not None else {}),
+                        **(verdict.earlier._asdict() if verdict.earlier is not None else {}),
                     })  # fmt: skip
                 continue
             text = record.text
