@@ -13,6 +13,7 @@ EXAMPLES = """\
   megatron-native dedup --input corpus_a/ corpus_b/ --output work/dedup --threshold 0.85 --keep newest
   megatron-native dedup --input work/clean --output work/dedup --repeated-lines 20    also lines that a site repeats
   megatron-native dedup --input work/clean --output work/dedup --explain 2015-07-21-17   whose copy is this document?
+  megatron-native dedup --input new_crawl/ --output work/dedup2 --against work/dedup  also copies of an earlier corpus
   megatron-native dedup --bands 20 --rows 5 --curve                                   which pairs are looked at
 
 Copies are found in the matching view: diacritics, tatweel, alef forms, digits and punctuation make no difference."""
@@ -24,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input", nargs="+", default=[], metavar="PATH", help="files, folders or globs; copies are found across all"
     )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="new folder for what stays")
+    parser.add_argument(
+        "--against", nargs="+", type=Path, default=[], metavar="FOLDER",
+        help="earlier dedup folders (made with --keep-signatures): what is a copy of a document there leaves",
+    )  # fmt: skip
     near = parser.add_argument_group("near copies")
     near.add_argument(
         "--threshold", type=float, default=0.8, metavar="X", help="Jaccard similarity of near copies (0.8)"
@@ -53,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--memory-bytes", type=int, default=4 << 30, metavar="N", help="what one task may hold (4 GiB)")
     parser.add_argument(
-        "--keep-signatures", action="store_true", help="leave them in _signatures/, about 250 bytes a document"
+        "--keep-signatures",
+        action="store_true",
+        help="leave them in _signatures/ for a later --against, about 250 bytes a document",
     )
     add_reading(parser)
     add_execution(parser)
@@ -90,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         execution_of(arguments),
         arguments.memory_bytes,
         arguments.keep_signatures,
+        arguments.against,
     )
     return print_account(result, arguments.json)
 

@@ -24,6 +24,8 @@ from megatron_native.corpus.clusters import (
     verified_pairs,
 )
 from megatron_native.corpus.document_ids import id_at
+from megatron_native.corpus.earlier_corpora import EarlierCorpus, manifest_entries, parts_of, store_signatures
+from megatron_native.corpus.earlier_forms import EarlierForms
 from megatron_native.corpus.folding import WordFolder, code_points
 from megatron_native.corpus.minhash import MinHashSettings
 from megatron_native.corpus.repeated_lines import line_keys, repeated_keys, site_of, without_lines
@@ -37,15 +39,27 @@ _DIGESTS = -1
 _FAR = 0.1
 """A document joined to its keeper by a chain of copies leaves if it is at most this far below the threshold itself."""
 _ROUNDS = 4
-_STAYS, _EXACT, _NEAR, _EMPTY = range(4)
-_REASONS = {_EXACT: "exact copy", _NEAR: "near copy", _EMPTY: "empty"}
+_EQUAL = 2.0
+_STORED_RANK = np.iinfo(np.int64).max
+_STAYS, _EXACT, _NEAR, _EMPTY, _EXACT_EARLIER, _NEAR_EARLIER = range(6)
+_REASONS = {
+    _EXACT: "exact copy", _NEAR: "near copy", _EMPTY: "empty", _EXACT_EARLIER: "exact copy of an earlier corpus",
+    _NEAR_EARLIER: "near copy of an earlier corpus",
+}  # fmt: skip
 
 
 class Clustering:
     """The phases between signing and writing, for one run of the dedup stage."""
 
-    def __init__(self, run: StageRun, settings: MinHashSettings, parts: int, memory_bytes: int) -> None:
-        self._run, self._settings, self._memory = run, settings, memory_bytes
+    def __init__(
+        self,
+        run: StageRun,
+        settings: MinHashSettings,
+        parts: int,
+        memory_bytes: int,
+        earlier: Sequence[EarlierCorpus] = (),
+    ) -> None:
+        self._run, self._settings, self._memory, self._earlier = run, settings, memory_bytes, list(earlier)
         self._part_names = [f"part-{number:05d}" for number in range(parts)]
         self.signatures = run.output / PROGRESS / "signature_files"
         self.signatures.mkdir(exist_ok=True)
@@ -58,55 +72,75 @@ class Clustering:
         columns = [_DIGESTS, *range(self._settings.bands)]
         task = partial(
             _find_pairs, signatures=self.signatures, names=self._part_names, folder=self._pairs,
-            threshold=self._settings.threshold, memory_bytes=self._memory,
+            threshold=self._settings.threshold, memory_bytes=self._memory, earlier=self._earlier,
         )  # fmt: skip
         self._run.do("pairs", columns, task, unit="bands")
         with self._run.alone("clusters") as folder:
             if not (folder / "done.json").exists():
-                self._decide(folder, int(sum(documents)), repeated_lines)
+                self._decide(folder, repeated_lines)
 
-    def _parts(self) -> list[SignaturePart]:
-        return [SignaturePart(self.signatures / f"{name}.signatures") for name in self._part_names]
-
-    def _decide(self, folder: Path, documents: int, repeated_lines: int) -> None:
-        parts = self._parts()
+    def _decide(self, folder: Path, repeated_lines: int) -> None:
+        parts, stored = parts_of(self._earlier, self.signatures, self._part_names)
+        firsts = first_numbers(parts)
+        documents = int(firsts[-1])
         files = [_pair_file(self._pairs, column) for column in (_DIGESTS, *range(self._settings.bands))]
-        ranks = np.concatenate([part.ranks() for part in parts]) if parts else np.empty(0, dtype=np.int64)
-        empty = np.concatenate([part.empty() for part in parts]) if parts else np.empty(0, dtype=bool)
+        ranks, empty = np.full(documents, _STORED_RANK, dtype=np.int64), np.zeros(documents, dtype=bool)
+        for part, first, end in zip(parts, firsts[:-1], firsts[1:]):
+            if first >= stored:
+                ranks[first:end], empty[first:end] = part.ranks(), part.empty()
+        forms = EarlierForms(parts, self._ids(), stored) if stored else None
+        if forms is not None:
+            forms.lower_ranks(files, ranks, self._memory)
         exact = components(files[:1], documents, self._memory)
-        keepers, similarity = _keepers(parts, files, exact, ranks, self._settings.threshold, self._memory)
+        keepers, originals, similarity = _keepers(
+            parts, files, exact, ranks, self._settings.threshold, self._memory, forms
+        )
         verdicts = np.full(documents, _STAYS, dtype=np.uint8)
         leaving = keepers != np.arange(documents, dtype=np.uint32)
-        verdicts[leaving] = _NEAR
-        verdicts[leaving & (exact[keepers] == exact)] = _EXACT
+        same = exact[originals] == exact
+        verdicts[leaving] = np.where(same[leaving], _EXACT, _NEAR)
+        of_earlier = leaving & (originals < stored)
+        verdicts[of_earlier] = np.where(same[of_earlier], _EXACT_EARLIER, _NEAR_EARLIER)
         verdicts[empty] = _EMPTY
         copies = np.bincount(keepers[leaving & ~empty], minlength=documents).astype(np.uint32)
         sizes = copies[copies > 0] + 1
         for name, array in (
             ("keepers", keepers),
+            ("originals", originals),
             ("similarity", similarity),
             ("verdicts", verdicts),
             ("copies", copies),
         ):
             np.save(folder / f"{name}.npy", array)
-        np.save(folder / "firsts.npy", first_numbers(parts))
+        np.save(folder / "firsts.npy", firsts)
         repeated = np.empty(0, dtype=np.uint64)
         if repeated_lines:
-            firsts = first_numbers(parts)
+            own = firsts[len(parts) - len(self._part_names) :]
             lines = [self.signatures / f"{name}.lines" for name in self._part_names]
             repeated = repeated_keys(
-                lines, lambda place: verdicts[firsts[place] : firsts[place + 1]] == _STAYS, repeated_lines, self._memory
+                lines, lambda place: verdicts[own[place] : own[place + 1]] == _STAYS, repeated_lines, self._memory
             )
         np.save(folder / "repeated.npy", repeated)
         write_json(folder / "done.json", {
             "clusters": len(sizes), "largest": int(sizes.max()) if len(sizes) else 0,
             "sizes": {str(size): int(count) for size, count in zip(*np.unique(sizes, return_counts=True))},
-            "repeated_lines": len(repeated),
+            "repeated_lines": len(repeated), **({} if forms is None else {"in_a_new_form": forms.documents}),
         })  # fmt: skip
+
+    def _ids(self) -> list[Path]:
+        own = [self.signatures / f"{name}.ids" for name in self._part_names]
+        return [*(path for corpus in self._earlier for path in corpus.ids()), *own]
 
     def places(self) -> Places:
         """Where the writing tasks find the verdicts."""
-        return Places(self._clusters, self.signatures)
+        folders = [entry["path"] for entry in manifest_entries(self._earlier, self._run.output)]
+        return Places(
+            self._clusters, self._ids(), [folder for folder, e in zip(folders, self._earlier) for _ in e.names]
+        )
+
+    def store(self) -> None:
+        """Leave the signatures for later dedups, once all parts are written."""
+        store_signatures(self.signatures, self._part_names, self._settings, self._run.output)
 
     def summary(self) -> dict[str, Any]:
         """How the clusters are, for the manifest."""
@@ -123,35 +157,53 @@ def _keepers(
     ranks: NDArray[np.int64],
     threshold: float,
     memory_bytes: int,
-) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """Of every document the one that stays for it, and how similar the two are.
+    forms: EarlierForms | None,
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.float32]]:
+    """Of every document the one that stays for it, the form of that one that it is a copy of, and how similar the two are.
 
     A document that only a chain of copies joins to its keeper, and that is too far from it, forms clusters anew with the
-    others of its kind; after a few rounds what is left of them stays.
+    others of its kind; after a few rounds what is left of them stays. Stored documents stay, and whatever is a copy of one
+    leaves for that one.
     """
     documents = len(ranks)
-    keepers = np.arange(documents, dtype=np.uint32)
+    itself = np.arange(documents, dtype=np.uint32)
+    keepers, originals = itself.copy(), itself.copy()
     similarity = np.ones(documents, dtype=np.float32)
     sketches = Sketches(parts)
+    may_leave = itself >= (0 if forms is None else forms.stored)
     left = None
     for _ in range(_ROUNDS):
-        roots = components(files, documents, memory_bytes, left)
+        roots = components(files, documents, memory_bytes, left, None if forms is None else forms.meaning)
         chosen = choose_keepers(roots, ranks)
-        moved = np.flatnonzero((chosen != np.arange(documents, dtype=np.uint32)) & (True if left is None else left))
+        if forms is not None and left is None:
+            stored_copies = forms.stored_copies(files, documents, memory_bytes)
+            chosen = np.where(stored_copies != itself, stored_copies, chosen)
+        moved = np.flatnonzero((chosen != itself) & (may_leave if left is None else left))
         pairs = np.empty(len(moved), dtype=PAIR)
         pairs["one"], pairs["other"] = chosen[moved], moved
-        order = np.argsort(pairs["one"], kind="stable")
-        estimates = np.empty(len(moved), dtype=np.float32)
-        estimates[order] = sketches.similarities(pairs[order])
-        same = exact[chosen[moved]] == exact[moved]
-        near = same | (estimates >= threshold - _FAR)
+        compared, estimates = pairs["one"].copy(), _estimates(pairs, sketches, exact)
+        for places, earlier in forms.of(pairs) if forms is not None else ():
+            of_earlier = _estimates(earlier, sketches, exact)
+            better = of_earlier > estimates[places]
+            compared[places[better]] = earlier["one"][better]
+            estimates[places[better]] = of_earlier[better]
+        near = estimates >= threshold - _FAR
         keepers[moved[near]] = chosen[moved[near]]
-        similarity[moved[near]] = np.where(same[near], 1.0, estimates[near])
+        originals[moved[near]] = compared[near]
+        similarity[moved[near]] = np.minimum(estimates[near], 1.0)
         left = np.zeros(documents, dtype=bool)
         left[moved[~near]] = True
         if not left.any():
             break
-    return keepers, similarity
+    return keepers, originals, similarity
+
+
+def _estimates(pairs: NDArray[Any], sketches: Sketches, exact: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """float32 [pairs]: their similarities, and more than 1 where the texts are equal."""
+    order = np.argsort(pairs["one"], kind="stable")
+    estimates = np.empty(len(pairs), dtype=np.float32)
+    estimates[order] = sketches.similarities(pairs[order])
+    return np.where(exact[pairs["one"]] == exact[pairs["other"]], np.float32(_EQUAL), estimates)
 
 
 def _pair_file(folder: Path, column: int) -> Path:
@@ -166,9 +218,22 @@ def _find_pairs(
     folder: Path,
     threshold: float,
     memory_bytes: int,
+    earlier: Sequence[EarlierCorpus],
 ) -> dict[str, Any]:
-    parts = [SignaturePart(signatures / f"{name}.signatures") for name in names]
-    return {"pairs": verified_pairs(parts, column, threshold, memory_bytes, _pair_file(folder, column))}
+    parts, stored = parts_of(earlier, signatures, names)
+    return {"pairs": verified_pairs(parts, column, threshold, memory_bytes, _pair_file(folder, column), stored)}
+
+
+class Earlier(NamedTuple):
+    """Where an earlier corpus has the text that a document is a copy of.
+
+    Attributes:
+        earlier_corpus: its folder, seen from the output.
+        new_form_stays: whether the document of that text comes again, and it is its new form that stays.
+    """
+
+    earlier_corpus: str
+    new_form_stays: bool
 
 
 class Verdict(NamedTuple):
@@ -178,6 +243,7 @@ class Verdict(NamedTuple):
     kept_id: str
     similarity: float
     copies: int
+    earlier: Earlier | None = None
 
 
 @dataclass
@@ -186,6 +252,7 @@ class Verdicts:
 
     codes: NDArray[np.uint8]
     keepers: NDArray[np.uint32]
+    originals: NDArray[np.uint32]
     similarity: NDArray[np.float32]
     copies: NDArray[np.uint32]
     places: Places
@@ -197,35 +264,55 @@ class Verdicts:
             return Verdict(None, "", 1.0, int(self.copies[number]))
         if code == _EMPTY:
             return Verdict(_REASONS[code], "", 0.0, 0)
-        kept = self.places.id_of(int(self.keepers[number]))
-        return Verdict(_REASONS[code], kept, round(float(self.similarity[number]), 4), 0)
+        keeper, original = int(self.keepers[number]), int(self.originals[number])
+        folder = self.places.earlier_folder(original)
+        earlier = None if folder is None else Earlier(folder, keeper != original)
+        similarity = round(float(self.similarity[number]), 4)
+        return Verdict(_REASONS[code], self.places.id_of(keeper), similarity, 0, earlier)
 
 
 class Places:
-    """Where verdicts, ids and repeated lines lie; picklable, opened where it is used."""
+    """Where verdicts, ids and repeated lines lie; picklable, opened where it is used.
 
-    def __init__(self, clusters: Path, signatures: Path) -> None:
-        self._clusters, self._signatures = clusters, signatures
+    Args:
+        clusters: folder with the arrays over all documents.
+        ids: files of ids of all parts, those of earlier corpora first.
+        earlier: the folders of the latter, one for each of their parts.
+    """
+
+    def __init__(self, clusters: Path, ids: Sequence[Path], earlier: Sequence[str]) -> None:
+        self._clusters, self._ids, self._earlier = clusters, list(ids), list(earlier)
         self._repeated: NDArray[np.uint64] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_clusters": self._clusters, "_signatures": self._signatures, "_repeated": None}
+        return {**self.__dict__, "_repeated": None}
 
     def verdicts(self, part: int) -> Verdicts:
-        """The verdicts on the documents of a part."""
+        """The verdicts on the documents of a part (that is read, not of an earlier corpus)."""
         firsts = np.load(self._clusters / "firsts.npy")
+        part += len(self._earlier)
         here = slice(int(firsts[part]), int(firsts[part + 1]))
 
         def column(name: str) -> NDArray[Any]:
             return np.array(np.load(self._clusters / f"{name}.npy", mmap_mode="r")[here])
 
-        return Verdicts(column("verdicts"), column("keepers"), column("similarity"), column("copies"), self)
+        names = ("verdicts", "keepers", "originals", "similarity", "copies")
+        return Verdicts(*map(column, names), self)
 
     def id_of(self, number: int) -> str:
         """The id of a document by its number over all parts."""
+        part, place = self._part_of(number)
+        return id_at(self._ids[part], place)
+
+    def earlier_folder(self, number: int) -> str | None:
+        """The folder of the earlier corpus that a document is of, seen from the output; None for those that are read."""
+        part, _ = self._part_of(number)
+        return self._earlier[part] if part < len(self._earlier) else None
+
+    def _part_of(self, number: int) -> tuple[int, int]:
         firsts = np.load(self._clusters / "firsts.npy")
         part = int(np.searchsorted(firsts, number, side="right")) - 1
-        return id_at(self._signatures / f"part-{part:05d}.ids", number - int(firsts[part]))
+        return part, number - int(firsts[part])
 
     def without_repeated_lines(self, document: Document, folder: str, words: WordFolder) -> tuple[str, int]:
         """The document's text without the lines its site repeats, and how many these are; scripture stays."""

@@ -7,12 +7,15 @@ are dealt out to files by their leading bits first, each written and read once, 
 dealt out again. Inside a bucket every document is compared with the bucket's first and with the one before it, so that a
 bucket costs no more than its size, and one that memory can't hold is gone through in pieces; chains join through the
 components.
+
+Documents of earlier corpora have the first numbers and are never paired with each other: each of the others is compared
+with the first few of them in the bucket and the last, besides.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,10 @@ _MOST_DOCUMENTS = 1 << 32
 _BYTES_A_KEY = 48
 """Of the memory given, to one key that is sorted: 8 for itself, 16 for its two pairs, as much again for the looks at the
 sketches."""
+_STORED_LOOKS = 4
+"""So many of a bucket's stored documents, and the last, are compared with each of the others."""
+_BYTES_A_KEY_AGAINST = 8 + 2 * 8 * (_STORED_LOOKS + 3) + 16
+"""The same where some documents are stored ones."""
 _LEAST_KEYS = 1024
 _RANGE_BITS = 8
 """Keys are dealt out to 256 files at once at most."""
@@ -57,7 +64,7 @@ def first_numbers(parts: Sequence[SignaturePart]) -> NDArray[np.int64]:
 
 
 def candidate_pairs(
-    parts: Sequence[SignaturePart], column: int, memory_bytes: int, spool: Path
+    parts: Sequence[SignaturePart], column: int, memory_bytes: int, spool: Path, stored: int = 0
 ) -> Iterator[NDArray[Any]]:
     """Pairs (`PAIR` arrays, each sorted) of documents that share a key of `column`; texts that are empty have none.
 
@@ -67,20 +74,21 @@ def candidate_pairs(
         memory_bytes: what may be held; half of it is left to whoever takes the pairs.
         spool: folder for keys that memory can't hold, made when needed and removed; 8 bytes a document, twice that for
             what has to be dealt out again.
+        stored: so many of the first documents are stored ones.
     """
     documents = int(first_numbers(parts)[-1])
     number_bits = max(1, (documents - 1).bit_length())
-    most = max(_LEAST_KEYS, memory_bytes // _BYTES_A_KEY)
+    most = max(_LEAST_KEYS, memory_bytes // (_BYTES_A_KEY_AGAINST if stored else _BYTES_A_KEY))
     if documents <= most:
         keys, count = np.empty(documents, dtype=np.uint64), 0
         for block, numbers in _blocks(parts, column):
             keys[count : count + len(block)] = _packed(block, numbers, 0, number_bits)
             count += len(block)
-        yield _sorted_pairs(keys[:count], number_bits)
+        yield _sorted_pairs(keys[:count], number_bits, stored)
         return
     shutil.rmtree(spool, ignore_errors=True)  # what a run that was killed left
     try:
-        yield from _in_ranges(_blocks(parts, column), documents, 64, number_bits, most, spool)
+        yield from _in_ranges(_blocks(parts, column), documents, 64, number_bits, most, spool, stored)
     finally:
         shutil.rmtree(spool, ignore_errors=True)
 
@@ -91,8 +99,8 @@ def _blocks(parts: Sequence[SignaturePart], column: int) -> Iterator[Block]:
             stop = min(start + _BLOCK, part.documents)
             keys = part.band(column, start, stop) if column >= 0 else part.digests(start, stop)[:, 0]
             numbers = np.arange(first + start, first + stop, dtype=np.uint64)
-            empty = part.empty(start, stop)
-            yield (keys[~empty], numbers[~empty]) if empty.any() else (keys, numbers)
+            unpaired = part.unpaired(start, stop)
+            yield (keys[~unpaired], numbers[~unpaired]) if unpaired.any() else (keys, numbers)
 
 
 def _packed(keys: NDArray[np.uint64], numbers: NDArray[np.uint64], taken: int, number_bits: int) -> NDArray[np.uint64]:
@@ -101,7 +109,7 @@ def _packed(keys: NDArray[np.uint64], numbers: NDArray[np.uint64], taken: int, n
 
 
 def _in_ranges(
-    blocks: Iterable[Block], count: int, bits: int, number_bits: int, most: int, folder: Path
+    blocks: Iterable[Block], count: int, bits: int, number_bits: int, most: int, folder: Path, stored: int
 ) -> Iterator[NDArray[Any]]:
     """Pairs of `count` keys of which memory holds `most`; `bits` of the keys are still unknown to be equal."""
     range_bits = min(_RANGE_BITS, bits, max(1, (-(-5 * count // (4 * most)) - 1).bit_length()))
@@ -111,11 +119,12 @@ def _in_ranges(
     for index, size in enumerate(counts):
         path = folder / str(index)
         if size <= most:
-            yield _sorted_pairs(np.fromfile(path, dtype=np.uint64), number_bits)
+            yield _sorted_pairs(np.fromfile(path, dtype=np.uint64), number_bits, stored)
         elif left > 0:
-            yield from _in_ranges(_read_back(path, number_bits), size, left, number_bits, most, folder / f"{index}-")
+            again, below = _read_back(path, number_bits), folder / f"{index}-"
+            yield from _in_ranges(again, size, left, number_bits, most, below, stored)
         else:
-            yield from _pairs_of_one_bucket(path, number_bits, most)
+            yield from _pairs_of_one_bucket(path, number_bits, most, stored)
         path.unlink()
     folder.rmdir()
 
@@ -164,49 +173,66 @@ def _read_back(path: Path, number_bits: int) -> Iterator[Block]:
         yield packed & ~low, packed & low
 
 
-def _pairs_of_one_bucket(path: Path, number_bits: int, most: int) -> Iterator[NDArray[Any]]:
+def _pairs_of_one_bucket(path: Path, number_bits: int, most: int, stored: int) -> Iterator[NDArray[Any]]:
     """Pairs of keys that are all equal, as they are in the order of their numbers, `most` at a time."""
-    ends = np.empty(0, dtype=np.uint64)  # the bucket's first, and the last of the piece before
+    looked_at = np.empty(0, dtype=np.uint64)  # what the keys of the next piece are compared with
+    low = np.uint64((1 << number_bits) - 1)
     for start in range(0, path.stat().st_size, 8 * most):
-        piece = np.concatenate([ends, np.fromfile(path, dtype=np.uint64, count=most, offset=start)])
-        yield _sorted_pairs(piece, number_bits, known=len(ends))
-        ends = piece[[0, -1]]
+        piece = np.concatenate([looked_at, np.fromfile(path, dtype=np.uint64, count=most, offset=start)])
+        yield _sorted_pairs(piece, number_bits, stored, known=len(looked_at))
+        fresh = int(np.searchsorted(piece & low, np.uint64(stored)))
+        places = {*range(min(_STORED_LOOKS, fresh)), max(0, fresh - 1), min(fresh, len(piece) - 1), len(piece) - 1}
+        looked_at = piece[sorted(places)]
 
 
-def _sorted_pairs(packed: NDArray[np.uint64], number_bits: int, known: int = 0) -> NDArray[Any]:
+def _sorted_pairs(packed: NDArray[np.uint64], number_bits: int, stored: int, known: int = 0) -> NDArray[Any]:
     """Pairs of packed keys, which are sorted in place; `known` of the first keys are no pair again."""
     packed.sort()
-    pairs = _bucket_pairs(packed, np.uint64(number_bits))[max(0, known - 1) :]
+    pairs = _bucket_pairs(packed, np.uint64(number_bits), np.uint64(stored), known)
     pairs.sort()
     _swap_halves(pairs)
     return pairs.view(PAIR)
 
 
 @numba.njit(cache=True, nogil=True)
-def _bucket_pairs(packed: Any, number_bits: Any) -> Any:
-    """uint64 [pairs], one number above the other: each of a bucket with the bucket's first and with the one before it."""
-    low = (np.uint64(1) << number_bits) - np.uint64(1)
-    half = np.uint64(32)
-    length = len(packed)
-    count, start = 0, 0
-    for place in range(1, length):
-        if packed[place] >> number_bits == packed[place - 1] >> number_bits:
-            count += 1 if place - start == 1 else 2
-        else:
-            start = place
-    pairs = np.empty(count, dtype=np.uint64)
-    count, start = 0, 0
-    for place in range(1, length):
-        if packed[place] >> number_bits != packed[place - 1] >> number_bits:
-            start = place
-            continue
-        number = packed[place] & low
-        pairs[count] = (packed[start] & low) << half | number
-        count += 1
-        if place - start > 1:
-            pairs[count] = (packed[place - 1] & low) << half | number
-            count += 1
+def _bucket_pairs(packed: Any, number_bits: Any, stored: Any, known: int) -> Any:
+    """uint64 [pairs], one number above the other: each of a bucket with the bucket's first and with the one before it.
+
+    Numbers below `stored` are only ever the upper half: `_STORED_LOOKS` of a bucket and its last.
+    """
+    pairs = np.empty(0, dtype=np.uint64)
+    for filling in range(2):  # count first, so that nothing grows
+        count, start, fresh = 0, 0, -1
+        for place in range(len(packed)):
+            if place == 0 or packed[place] >> number_bits != packed[place - 1] >> number_bits:
+                start, fresh = place, -1
+            number = packed[place] & ((np.uint64(1) << number_bits) - np.uint64(1))
+            if number < stored:
+                continue
+            if fresh < 0:
+                fresh = place
+            if place < known:
+                continue
+            looks = min(fresh, start + _STORED_LOOKS)
+            for other in range(start, looks):
+                count = _pair(packed, other, number, number_bits, pairs, count, filling)
+            if fresh - 1 >= looks:
+                count = _pair(packed, fresh - 1, number, number_bits, pairs, count, filling)
+            if place > fresh:
+                count = _pair(packed, fresh, number, number_bits, pairs, count, filling)
+            if place - 1 > fresh:
+                count = _pair(packed, place - 1, number, number_bits, pairs, count, filling)
+        if not filling:
+            pairs = np.empty(count, dtype=np.uint64)
     return pairs
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _pair(packed: Any, place: int, number: Any, number_bits: Any, pairs: Any, count: int, filling: int) -> int:
+    if filling:
+        low = (np.uint64(1) << number_bits) - np.uint64(1)
+        pairs[count] = (packed[place] & low) << np.uint64(32) | number
+    return count + 1
 
 
 @numba.njit(cache=True, nogil=True)
@@ -274,7 +300,7 @@ def _equal_bytes(ours: Any, others: Any) -> Any:
 
 
 def verified_pairs(
-    parts: Sequence[SignaturePart], column: int, threshold: float, memory_bytes: int, output: Path
+    parts: Sequence[SignaturePart], column: int, threshold: float, memory_bytes: int, output: Path, stored: int = 0
 ) -> int:
     """Write the pairs of a band whose sketches agree (of the digests: that are equal) to `output`; their number.
 
@@ -285,7 +311,8 @@ def verified_pairs(
     partial = output.with_name(output.name + ".partial")
     count = 0
     with open(partial, "wb") as file:
-        for pairs in candidate_pairs(parts, column, memory_bytes, output.with_name(output.name + ".ranges")):
+        ranges = output.with_name(output.name + ".ranges")
+        for pairs in candidate_pairs(parts, column, memory_bytes, ranges, stored):
             for start in range(0, len(pairs), sketches.pairs_at_once):
                 chunk = pairs[start : start + sketches.pairs_at_once]
                 good = sketches.equal_digests(chunk) if column < 0 else sketches.similarities(chunk) >= threshold
@@ -296,20 +323,38 @@ def verified_pairs(
 
 
 def components(
-    pair_files: Sequence[Path], documents: int, memory_bytes: int, among: NDArray[np.bool_] | None = None
+    pair_files: Sequence[Path],
+    documents: int,
+    memory_bytes: int,
+    among: NDArray[np.bool_] | None = None,
+    meaning: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
 ) -> NDArray[np.uint32]:
-    """uint32 [documents]: the smallest number of every document's component; `among` leaves out pairs of the others."""
+    """uint32 [documents]: the smallest number of every document's component.
+
+    Args:
+        pair_files: of `verified_pairs`.
+        documents: how many there are.
+        memory_bytes: what may be held, beside 4 bytes a document.
+        among: bool [documents], leaves out pairs of the others.
+        meaning: from the pairs that were found to those that are joined.
+    """
     parent = np.arange(documents, dtype=np.uint32)
-    block = max(1 << 16, min(memory_bytes // 4, 1 << 28) // PAIR.itemsize)
     for path in pair_files:
-        size = path.stat().st_size // PAIR.itemsize
-        for start in range(0, size, block):
-            pairs = np.fromfile(path, dtype=PAIR, count=min(block, size - start), offset=start * PAIR.itemsize)
+        for pairs in read_pairs(path, memory_bytes):
+            joined = pairs if meaning is None else meaning(pairs)
             if among is not None:
-                pairs = pairs[among[pairs["one"]] & among[pairs["other"]]]
-            _join(parent, np.ascontiguousarray(pairs["one"]), np.ascontiguousarray(pairs["other"]))
+                joined = joined[among[joined["one"]] & among[joined["other"]]]
+            _join(parent, np.ascontiguousarray(joined["one"]), np.ascontiguousarray(joined["other"]))
     _flatten(parent)
     return parent
+
+
+def read_pairs(path: Path, memory_bytes: int) -> Iterator[NDArray[Any]]:
+    """What `verified_pairs` wrote, in blocks."""
+    block = max(1 << 16, min(memory_bytes // 4, 1 << 28) // PAIR.itemsize)
+    size = path.stat().st_size // PAIR.itemsize
+    for start in range(0, size, block):
+        yield np.fromfile(path, dtype=PAIR, count=min(block, size - start), offset=start * PAIR.itemsize)
 
 
 @numba.njit(cache=True, nogil=True)

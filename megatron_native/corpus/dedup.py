@@ -8,6 +8,9 @@ Five phases, each resumable, all but two cut into tasks:
 5. *parts* — what stays is written, `_duplicates/` says for every other document which it is a copy of.
 
 Memory is a setting: nothing but the clusters themselves (about 30 bytes a document) is held whole.
+
+Held against earlier corpora, the signatures that their dedups left are compared too: what is a copy of one of their
+documents leaves, and they are not read again. Same id is the same document in another form, and never a copy.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_native.corpus.account import Account
 from megatron_native.corpus.keep_policy import KEEP, RankKeys
@@ -28,6 +31,9 @@ from megatron_native.documents.records import Document, ReadSettings, Refusal, u
 from megatron_native.documents.writers import ShardWriter, check_format, document_writer, written
 from megatron_native.engine.tasks import OnRead
 from megatron_native.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_native.corpus.earlier_corpora import EarlierCorpus
 
 EXACT, NEAR, EMPTY, ONLY_REPEATED_LINES = "exact copy", "near copy", "empty", "only repeated lines"
 DUPLICATES = "_duplicates"
@@ -84,6 +90,7 @@ def dedup(
     execution: Execution | None = None,
     memory_bytes: int = MEMORY_BYTES,
     keep_signatures: bool = False,
+    against: Sequence[Path] = (),
 ) -> StageResult:
     """Deduplicate the documents of `inputs` (files, globs, stage folders) into the stage folder `output`.
 
@@ -93,10 +100,11 @@ def dedup(
         settings: what decides the output.
         execution: where the tasks run.
         memory_bytes: what one task may hold, beside the clusters.
-        keep_signatures: leave them in `_signatures/`, about 250 bytes a document.
+        keep_signatures: leave them in `_signatures/`, about 250 bytes a document, for later dedups.
+        against: folders of earlier dedups with signatures; what is a copy of a document there leaves.
 
     Raises:
-        UserError: an input or the output folder can't be used.
+        UserError: an input, an earlier dedup or the output folder can't be used.
     """
     settings.check()
     if memory_bytes < 64 << 20:
@@ -111,26 +119,52 @@ def dedup(
     reading = values.pop("reading")
     reading.pop("metadata")
     parameters = {**reading, **values}
-    work = partial(_work, parts=parts, settings=settings, memory_bytes=memory_bytes, keep_signatures=keep_signatures)
-    return run_stage("dedup", files, root, output, parameters, execution or Execution(), work)
+    earlier: list[EarlierCorpus] = []
+    if against:
+        from megatron_native.corpus.earlier_corpora import open_earlier
+
+        earlier = open_earlier(against, settings.minhash(), output)
+        parameters["against"] = [corpus.digest for corpus in earlier]
+    work = partial(
+        _work, parts=parts, settings=settings, memory_bytes=memory_bytes, keep_signatures=keep_signatures, earlier=earlier
+    )
+    result = run_stage("dedup", files, root, output, parameters, execution or Execution(), work)
+    if result.skipped and keep_signatures and not (result.output / "_signatures").exists():
+        raise UserError(
+            f"{output} is done already, but without --keep-signatures, and its signatures are gone: delete it to make it anew "
+            "with them."
+        )
+    return result
 
 
 def _work(
-    run: StageRun, parts: list[Part], settings: DedupSettings, memory_bytes: int, keep_signatures: bool
+    run: StageRun,
+    parts: list[Part],
+    settings: DedupSettings,
+    memory_bytes: int,
+    keep_signatures: bool,
+    earlier: list[EarlierCorpus],
 ) -> dict[str, Any]:
     from megatron_native.corpus.clustering import Clustering
 
-    clustering = Clustering(run, settings.minhash(), len(parts), memory_bytes)
+    clustering = Clustering(run, settings.minhash(), len(parts), memory_bytes, earlier)
     sizes = [part.bytes for part in parts]
     sign = partial(_sign_part, folder=clustering.signatures, settings=settings)
     documents = [result["documents"] for result in run.do("signatures", parts, sign, sizes)]
     clustering.find(documents, settings.repeated_lines)
-    write = partial(_write_part, output=run.output, places=clustering.places(), settings=settings)
+    write = partial(
+        _write_part, output=run.output, places=clustering.places(), settings=settings, folder=clustering.signatures
+    )
     results = run.do("parts", parts, write, sizes)
     summary = clustering.summary()
     if keep_signatures:
-        clustering.signatures.rename(run.output / "_signatures")
-    return run.finish(results, PACKAGES, clusters=summary)
+        clustering.store()
+    if not earlier:
+        return run.finish(results, PACKAGES, clusters=summary)
+    from megatron_native.corpus.earlier_corpora import manifest_entries
+
+    run.also_made_from += [corpus.folder for corpus in earlier]
+    return run.finish(results, PACKAGES, clusters=summary, against=manifest_entries(earlier, run.output))
 
 
 def _sign_part(part: Part, on_read: OnRead, folder: Path, settings: DedupSettings) -> dict[str, Any]:
@@ -169,12 +203,18 @@ def _sign_part(part: Part, on_read: OnRead, folder: Path, settings: DedupSetting
     return {"documents": documents}
 
 
-def _write_part(part: Part, on_read: OnRead, output: Path, places: Any, settings: DedupSettings) -> dict[str, Any]:
+def _write_part(
+    part: Part, on_read: OnRead, output: Path, places: Any, settings: DedupSettings, folder: Path
+) -> dict[str, Any]:
     """Phase 5 of one part: what stays, and what the others are copies of."""
+    import numpy as np
+
     from megatron_native.corpus.folding import WordFolder
+    from megatron_native.corpus.signatures import write_stays
     from megatron_native.documents.readers import read_part
 
-    account, verdicts, folder = Account(), places.verdicts(part.number), WordFolder()
+    account, verdicts, word_folder = Account(), places.verdicts(part.number), WordFolder()
+    stays = np.zeros(len(verdicts.codes), dtype=bool)
     kept = document_writer(output / part.folder, part.name, settings.output_format)
     quarantine = ShardWriter(output / QUARANTINE / f"{part.name}.jsonl.zst")
     duplicates = ShardWriter(output / DUPLICATES / f"{part.name}.jsonl.zst")
@@ -195,20 +235,23 @@ def _write_part(part: Part, on_read: OnRead, output: Path, places: Any, settings
                     duplicates.write({
                         "id": record.id, "source": record.source, "offset": record.offset, "copy_of": verdict.kept_id,
                         "reason": verdict.reason, "similarity": verdict.similarity,
+                        **(verdict.earlier._asdict() if verdict.earlier is not None else {}),
                     })  # fmt: skip
                 continue
             text = record.text
             if settings.repeated_lines:
-                text, taken = places.without_repeated_lines(record, part.folder, folder)
+                text, taken = places.without_repeated_lines(record, part.folder, word_folder)
                 if taken and not text.strip():
                     account.dropped[ONLY_REPEATED_LINES] += 1
                     continue
                 if taken:
                     account.edits["repeated lines removed"] += taken
             account.kept += 1
+            stays[number] = True
             account.kept_by_language[str(record.metadata.get("lang", "?"))] += 1
             account.bytes_kept += utf8_bytes(text) if text is not record.text else size
             kept.write(_output_record(record, text, verdict.copies))
+    write_stays(folder / f"{part.name}.signatures", stays)
     return PartResult(account, written(output, [kept, quarantine, duplicates])).as_json()
 
 

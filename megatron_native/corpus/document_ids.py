@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numba
 import numpy as np
+from numpy.typing import NDArray
+
+from megatron_native.corpus.folding import mix
 
 
 class IdsWriter:
@@ -46,3 +51,23 @@ def id_at(path: Path, place: int) -> str:
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(end - start).decode("utf-8", "surrogatepass")
+
+
+def id_hashes(path: Path) -> NDArray[np.uint64]:
+    """uint64 [documents, 2]: 128 bits of each id of a part."""
+    ends = np.fromfile(path.with_name(path.name + ".ends"), dtype="<i8")
+    return _hashes(np.fromfile(path, dtype=np.uint8), ends)
+
+
+@numba.njit(cache=True, nogil=True)
+def _hashes(raw: Any, ends: Any) -> Any:
+    hashes = np.empty((len(ends), 2), dtype=np.uint64)
+    start = 0
+    for place in range(len(ends)):
+        first, second = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+        for index in range(start, ends[place]):
+            first = mix(first ^ np.uint64(raw[index]) + np.uint64(1))
+            second = mix(second * np.uint64(0x100000001B3) + np.uint64(raw[index]) + np.uint64(1))
+        hashes[place, 0], hashes[place, 1] = first, second
+        start = ends[place]
+    return hashes

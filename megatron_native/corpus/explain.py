@@ -39,7 +39,7 @@ def explain(output: Path, identifier: str) -> dict[str, Any]:
         inputs = {entry["source"]: (output / entry["path"]).resolve() for entry in manifest["inputs"]}
         key = manifest["parameters"]
         gone = _find(inputs, left[0]["source"], identifier, key["text_key"], key["id_key"], key["text_unit"])
-        kept = _kept(output, manifest, left[0]["copy_of"])
+        kept = _stays(output, manifest, left[0])
         if gone and kept:
             result |= _compare(gone.text, kept.text, key["shingle_words"])
     return result
@@ -70,9 +70,18 @@ def _find(
     return next((record for record in records if isinstance(record, Document) and record.id == identifier), None)
 
 
+def _stays(output: Path, manifest: dict[str, Any], left: dict[str, Any]) -> Document | None:
+    """The text that a document is a copy of: of this stage, or of the earlier corpus that has it."""
+    if "earlier_corpus" not in left:
+        return _kept(output, manifest, left["copy_of"])
+    folder = (output / left["earlier_corpus"]).resolve()
+    earlier = read_manifest(folder / "manifest.json")
+    return None if earlier is None else _kept(folder, earlier, left["copy_of"])
+
+
 def _kept(output: Path, manifest: dict[str, Any], identifier: str) -> Document | None:
     for entry in manifest["outputs"]:
-        if not entry["path"].startswith("_"):
+        if not entry["path"].startswith("_") and (output / entry["path"]).exists():
             for record in read_documents(output / entry["path"]):
                 if isinstance(record, Document) and record.id == identifier:
                     return record
@@ -93,6 +102,14 @@ def _shingles(text: str, size: int) -> set[str]:
     return {" ".join(words[start : start + size]) for start in range(max(1, len(words) - size + 1))}
 
 
+def _named(record: dict[str, Any]) -> str:
+    """What a document that left is a copy of, in words."""
+    if "earlier_corpus" not in record:
+        return f"{record['reason']} of {record['copy_of']}"
+    again = ", which stays here in a new form" if record["new_form_stays"] else ""
+    return f"{record['reason']}: {record['copy_of']} as it is in {record['earlier_corpus']}{again}"
+
+
 def print_explanation(found: dict[str, Any], as_json: bool) -> None:
     """Print it on stdout."""
     if as_json:
@@ -100,7 +117,7 @@ def print_explanation(found: dict[str, Any], as_json: bool) -> None:
         return
     for record in found["left"]:
         print(
-            f"{record['id']} ({record['source']}) left: {record['reason']} of {record['copy_of']}, "
+            f"{record['id']} ({record['source']}) left: {_named(record)}, "
             f"estimated similarity {record['similarity']:.3f}"
         )
     if "jaccard" in found:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from megatron_native.corpus.folding import WordFolder, mix
 from megatron_native.errors import UserError
 
-_SEED = 0x6D6E
+SEED = 0x6D6E
+"""Of the permutations; signatures of another seed are no signatures of these."""
 _NO_WORDS = b"\0"
 """Stands before the digested text of a document that folds to no word, so that signs alone never equal words."""
 SKETCH_VALUES = 256
@@ -83,7 +84,7 @@ class Signer:
 
     def __init__(self, settings: MinHashSettings) -> None:
         self.settings = settings
-        generator = np.random.default_rng(_SEED)
+        generator = np.random.default_rng(SEED)
         size = settings.permutations
         self._first = generator.integers(0, 1 << 31, size, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
         self._second = generator.integers(0, 1 << 31, size, dtype=np.uint32) * np.uint32(2) + np.uint32(1)

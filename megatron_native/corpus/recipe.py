@@ -6,8 +6,8 @@
       - dedup: {}                    # reads the stage before it
       - tokenize: {name: ar, input: "@dedup/ar", tokenizer_model: models/llama, append_eod: true}
 
-A stage's options are those of `megatron-native STAGE --help`, with underscores; `@NAME` at the beginning of a path is
-what the stage of that name wrote. Relative paths are seen from where the command runs.
+A stage's options are those of `megatron-native STAGE --help`, with underscores; `@NAME` at the beginning of an input, or of
+a folder that dedup is held `against`, is what the stage of that name wrote. Relative paths are seen from where the command runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import yaml
 
 from megatron_native.errors import UserError
 
-STAGES = ("clean", "dedup", "tokenize", "report")
+STAGES = ("clean", "dedup", "rewrite", "gate", "tokenize", "report")
+"""Commands that may be stages, where this version has them."""
+_REFERENCES = ("input", "against")
+"""Options whose paths may be `@NAME`."""
 SHARED = ("workers", "engine", "address", "task_index", "task_count", "tokenizer_model")
 """Options that the recipe may give once for all stages that have them."""
 
@@ -66,10 +69,13 @@ def read_recipe(path: Path, overrides: Mapping[str, Any]) -> list[Step]:
 
 
 def _step(place: str, entry: Any, output: Path, written: dict[str, str]) -> tuple[str, str, dict[str, Any]]:
+    from megatron_native.cli import COMMANDS
+
     if isinstance(entry, str):
         entry = {entry: {}}
-    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in STAGES:
-        raise UserError(f"{place}: {entry!r} where one of {', '.join(STAGES)} with its options belongs.")
+    stages = [stage for stage in STAGES if stage in COMMANDS]
+    if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in stages:
+        raise UserError(f"{place}: {entry!r} where one of {', '.join(stages)} with its options belongs.")
     ((command, given),) = entry.items()
     if given is not None and not isinstance(given, dict):
         raise UserError(f"{place}: {command} has {given!r} where its options ('input: …') belong.")
@@ -81,8 +87,10 @@ def _step(place: str, entry: Any, output: Path, written: dict[str, str]) -> tupl
         if not written:
             raise UserError(f"{place}: the first stage needs 'input:', the files or folders to read.")
         options["input"] = list(written.values()) if command == "report" else [list(written.values())[-1]]
-    inputs = options["input"] if isinstance(options["input"], list) else [options["input"]]
-    options["input"] = [_resolved(place, str(value), written) for value in inputs]
+    for key in _REFERENCES:
+        if key in options:
+            values = options[key] if isinstance(options[key], list) else [options[key]]
+            options[key] = [_resolved(place, str(value), written) for value in values]
     if command == "tokenize":
         options.setdefault("output_prefix", str(output / "tokens" / name))
         written[name] = f"{options['output_prefix']}_{_first(options.get('json_keys', 'text'))}_document"

@@ -146,6 +146,10 @@ class SignaturePart:
         """Bool [documents]; as `band`."""
         return (self._column(self._flag_start, "u1", 1, start, stop) & EMPTY_FLAG).astype(bool)
 
+    def unpaired(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Bool [documents]: those that are nobody's copy and have none; as `band`."""
+        return self.empty(start, stop)
+
     def sketches(self) -> NDArray[np.uint8]:
         """uint8 [documents, permutations], mapped: only what is looked at is read."""
         if not self.documents:
@@ -176,3 +180,34 @@ class SignaturePart:
     def _column(self, offset: int, dtype: str, width: int, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         item, count = np.dtype(dtype).itemsize * width, (self.documents if stop is None else stop) - start
         return np.fromfile(self.path, dtype=dtype, count=width * count, offset=offset + item * start)
+
+
+def write_stays(signatures: Path, stays: NDArray[np.bool_]) -> None:
+    """Write beside a part's signature file, as `.stays`, which of its documents the stage kept: a byte each."""
+    path = signatures.with_suffix(".stays")
+    partial = path.with_name(path.name + ".partial")
+    stays.astype(np.uint8).tofile(partial)
+    partial.replace(path)
+
+
+class StoredPart(SignaturePart):
+    """A part of an earlier dedup: the documents that left there are nobody's copy here.
+
+    Raises:
+        ValueError: as of `SignaturePart`, or `.stays` is of another length.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._stays = path.with_suffix(".stays")
+        if (size := self._stays.stat().st_size) != self.documents:
+            raise ValueError(f"{self._stays} has {size} bytes where {self.documents} documents take one each")
+
+    def stays(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Bool [documents]; as `band`."""
+        count = (self.documents if stop is None else stop) - start
+        return np.fromfile(self._stays, dtype=np.uint8, count=count, offset=start).astype(bool)
+
+    def unpaired(self, start: int = 0, stop: int | None = None) -> NDArray[np.bool_]:
+        """Bool [documents]: those that left, or are empty."""
+        return self.empty(start, stop) | ~self.stays(start, stop)

@@ -108,6 +108,8 @@ class StageRun:
     ) -> None:
         self.name, self.output, self.parameters, self.entries = name, output, parameters, entries
         self.engine, self.share = engine, share
+        self.also_made_from: list[Path] = []
+        """Stage folders beside those of the inputs whose manifests belong into the lineage."""
 
     def do(
         self,
@@ -174,7 +176,7 @@ class StageRun:
             outputs,
             counts,
             packages,
-            lineage=_lineage(self.output, self.entries),
+            lineage=_lineage(self.output, self.entries, self.also_made_from),
             **extra,
         )
         write_json(self.output / MANIFEST, manifest)
@@ -307,14 +309,16 @@ def _lock(file: IO[str], exclusive: bool) -> bool:
     return True
 
 
-def _lineage(output: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Hashes of the manifests that stand beside or above the inputs: the stages before this one."""
+def _lineage(output: Path, entries: Sequence[Mapping[str, Any]], folders: Sequence[Path]) -> list[dict[str, str]]:
+    """Hashes of the manifests that stand beside or above the inputs, and in `folders`: the stages before this one."""
     found: dict[Path, None] = {}
     for entry in entries:
         for folder in list((output / entry["path"]).resolve().parents)[:3]:
             if (folder / MANIFEST).is_file():
                 found.setdefault(folder / MANIFEST)
                 break
+    for folder in folders:
+        found.setdefault(folder / MANIFEST)
     return [{"manifest": path.parent.name + "/" + path.name, "xxh3_128": file_digest(path)} for path in found]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus.corpus_files import arabic_text
+from tests.corpus.corpus_files import arabic_text, write_jsonl
 from tests.data.small_tokenizers import write_llama3
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +34,10 @@ def inputs(tmp_path_factory):
                 file.write(json.dumps({"id": f"{number}-{seed}", "text": text}, ensure_ascii=False) + "\n")
             file.write('{"title": "no text"}\n')
     write_llama3(folder / "tokenizer")
+    earlier = [{"id": f"earlier-{seed}", "text": arabic_text(seed, 150)} for seed in range(0, 2400, 7)]
+    write_jsonl(folder / "earlier.jsonl", earlier)
+    words = ["--input", str(folder / "earlier.jsonl"), "--output", str(folder / "earlier"), "--keep-signatures"]
+    assert run([sys.executable, "-m", "megatron_native", "dedup", *words]).returncode == 0
     return folder
 
 
@@ -42,6 +46,7 @@ def command(stage, folder, output):
     own = {
         "clean": ["--preset", "none", "--output", str(output / "out")],
         "dedup": ["--output", str(output / "out")],
+        "dedup against": ["--output", str(output / "out"), "--against", str(folder / "earlier"), "--keep-signatures"],
         "tokenize": [
             "--output-prefix",
             str(output / "out"),
@@ -50,7 +55,7 @@ def command(stage, folder, output):
             "--append-eod",
         ],
     }[stage]
-    return [sys.executable, "-m", "megatron_native", stage, *common, *own]
+    return [sys.executable, "-m", "megatron_native", stage.split()[0], *common, *own]
 
 
 def run(words):
@@ -69,7 +74,7 @@ def finished(output, stage):
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("stage", ["clean", "dedup", "tokenize"])
+@pytest.mark.parametrize("stage", ["clean", "dedup", "dedup against", "tokenize"])
 def test_killed_and_run_again_gives_the_same_bytes(stage, inputs, tmp_path):
     generator, whole, killed = random.Random(stage), tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()

@@ -48,8 +48,10 @@ class CopyFinder:
                 keepers.add(str(record.get("copy_of")))
                 if reason in reservoirs:
                     reservoirs[reason].offer(str(record.get("id")), dict, record)
-                if reason != "exact copy" and isinstance(similarity, int | float):
+                if reason.startswith("near copy") and isinstance(similarity, int | float):
                     self._bins[min(_BINS - 1, max(0, int(similarity * _BINS + 1e-6)))] += 1
+                    if "earlier_corpus" in record:  # its text is not among those that are read
+                        continue
                     entry = (-float(similarity), -self._listed.total(), record)
                     (heapq.heappush if len(farthest) < _FARTHEST else heapq.heappushpop)(farthest, entry)
         self.has_list = bool(files)

@@ -17,7 +17,7 @@ from megatron_native.corpus.report.reading import tokens_in_index
 from megatron_native.errors import UserError
 from megatron_native.manifest import read_manifest
 
-COPIES = ("exact copy", "near copy")
+COPIES = ("exact copy", "near copy", "exact copy of an earlier corpus", "near copy of an earlier corpus")
 """Reasons of dedup that are counted as duplicates."""
 _ENDINGS = (".manifest.json", ".bin", ".idx")
 
