@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_native.commands.stage_arguments import add_reading, reading_of
 
 if TYPE_CHECKING:
+    from megatron_native.alignment.backends.budget import Budget
     from megatron_native.alignment.backends.choice import BackendChoice
     from megatron_native.alignment.rewriting.settings import RewriteSettings
 
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rules (no model), transformers, openai, vllm, or ray: engines of --backend on a Ray cluster (rules)",
     )  # fmt: skip
     worker.add_argument("--backend", default="vllm", metavar="NAME", help="what --engine ray runs (vllm)")
-    worker.add_argument("--worker", type=Path, metavar="FOLDER", help="Hugging Face folder of the worker")
+    worker.add_argument(
+        "--worker", type=Path, metavar="FOLDER", help="Hugging Face folder of the worker (for openai: optional)"
+    )
     worker.add_argument(
         "--endpoint", nargs="+", default=[], metavar="URL",
         help="servers for openai; @FILE or @FOLDER reads them from there, a URL a line",
@@ -51,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--option", nargs="+", default=[], metavar="KEY=VALUE",
         help="settings of the engine, such as max_num_seqs=512 speculation=4 (docs/backends.md, docs/vllm.md)",
     )  # fmt: skip
+    budget = parser.add_argument_group("what servers may cost (openai)")
+    budget.add_argument("--max-tokens", type=int, metavar="N", help="stop before more tokens are used (no limit)")
+    budget.add_argument("--max-cost", type=float, metavar="X", help="stop before more is spent (no limit)")
+    budget.add_argument("--price-input", type=float, default=0.0, metavar="X", help="of a million prompt tokens")
+    budget.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million written tokens")
     prompt = parser.add_argument_group("what it is asked")
     prompt.add_argument("--conduct", default="general", metavar="NAME|FILE", help="code of conduct (general)")
     prompt.add_argument(
@@ -81,8 +89,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     estimate.add_argument("--sample", type=int, default=64, metavar="N", help="passages that the estimate asks (64)")
     estimate.add_argument("--price-hour", type=float, default=0.0, metavar="X", help="of an accelerator-hour")
-    estimate.add_argument("--price-input", type=float, default=0.0, metavar="X", help="of a million prompt tokens")
-    estimate.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million written tokens")
     estimate.add_argument(
         "--export", type=Path, metavar="FOLDER", help="accepted pairs of OUTPUT as the released layout"
     )
@@ -160,15 +166,15 @@ def _rewrite(arguments: argparse.Namespace, settings: RewriteSettings, choice: B
 def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendChoice | None]:
     from megatron_native.alignment.backends.backend import Sampling
     from megatron_native.alignment.backends.choice import BackendChoice, endpoints_of, options_of
-    from megatron_native.alignment.rewriting.settings import RewriteSettings, read_overrides
+    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings, read_overrides
 
     engine = arguments.backend if arguments.engine == "ray" else arguments.engine
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     choice = None
-    if engine not in ("rules",):
+    if engine in ENGINES and engine != "rules":
         choice = BackendChoice(
             engine, arguments.worker, arguments.model, endpoints_of(arguments.endpoint), sampling,
-            options_of(arguments.option),
+            options_of(arguments.option), _budget(arguments) if engine == "openai" else None,
         )  # fmt: skip
     over: dict[str, Any] = {}
     for name in ("rules", "first_look", "gates"):
@@ -183,9 +189,13 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
     return settings, choice
 
 
-def _gpus() -> int:
-    from pathlib import Path
+def _budget(arguments: argparse.Namespace) -> Budget:
+    from megatron_native.alignment.backends.budget import Budget
 
+    return Budget(arguments.max_tokens, arguments.max_cost, arguments.price_input, arguments.price_output)
+
+
+def _gpus() -> int:
     return 1 if any(Path("/dev").glob("nvidia[0-9]*")) else 0
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_native.alignment.backends.answer_journal import AnswerJournal
 from megatron_native.alignment.backends.backend import Backend, Sampling
+from megatron_native.alignment.backends.budget import Budget
 from megatron_native.alignment.backends.worker import Worker
 from megatron_native.errors import UserError
 
@@ -23,6 +26,8 @@ class BackendChoice:
         endpoints: base URLs of servers; for `openai` alone.
         sampling: how tokens are chosen.
         options: the backend's own settings by name.
+        budget: what requests to servers may cost; for `openai` alone.
+        journal: folder where paid answers are kept until they are in the output; for `openai` alone.
     """
 
     engine: str
@@ -31,6 +36,8 @@ class BackendChoice:
     endpoints: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     options: Mapping[str, Any] = field(default_factory=dict)
+    budget: Budget | None = None
+    journal: Path | None = None
 
     def __post_init__(self) -> None:
         if self.engine == "openai":
@@ -44,7 +51,7 @@ class BackendChoice:
 
     def identity(self) -> dict[str, Any]:
         """What tells this worker from others; the worker's files are read for it."""
-        if self.worker is None or self.engine == "openai":
+        if self.worker is None:
             return {"worker": self.model, "worker_hash": None}
         return Worker(self.worker).identity()
 
@@ -52,27 +59,42 @@ class BackendChoice:
         """Tokens of the worker's tokenizer for each of LLaMA-3's; 1 where the tokenizer is not here."""
         return 1.0 if self.worker is None else Worker(self.worker).fertility
 
-    def make(self) -> Backend:
-        """The backend, its model loaded.
+    @contextmanager
+    def running(self, place: str = "0") -> Iterator[Backend]:
+        """The backend, its model loaded; closed at the end.
+
+        Args:
+            place: tells the engines of a fleet apart, each of which keeps a journal of its own.
 
         Raises:
             UserError: a package, a model or an option is wrong.
         """
-        try:
-            return self._make()
-        except TypeError as error:
-            if "unexpected keyword argument" in str(error):
+        with ExitStack() as stack:
+            journal = None
+            if self.journal is not None:
+                journal = stack.enter_context(AnswerJournal(self.journal / f"paid-{place}.jsonl"))
+            try:
+                backend = self._make(journal)
+            except TypeError as error:
+                if "unexpected keyword argument" not in str(error):
+                    raise
                 name = str(error).rpartition("argument ")[2]
                 raise UserError(
                     f"--option: {self.engine} has no setting {name}; docs/backends.md lists those it has."
                 ) from None
-            raise
+            stack.callback(backend.close)
+            yield backend
 
-    def _make(self) -> Backend:
+    def _make(self, journal: AnswerJournal | None) -> Backend:
         if self.engine == "openai":
-            from megatron_native.alignment.backends.openai_server import OpenAIBackend, OpenAISettings
+            from megatron_native.alignment.backends.openai_server import OpenAIBackend
+            from megatron_native.alignment.backends.server_settings import ServerSettings
 
-            return OpenAIBackend(self.endpoints, self.model, self.sampling, OpenAISettings(**self.options))
+            worker = None if self.worker is None else Worker(self.worker)
+            settings = ServerSettings(**self.options)
+            return OpenAIBackend(
+                self.endpoints, self.model, self.sampling, settings, budget=self.budget, journal=journal, worker=worker
+            )
         assert self.worker is not None
         worker = Worker(self.worker)
         if self.engine == "transformers":

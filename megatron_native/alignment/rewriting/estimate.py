@@ -172,11 +172,10 @@ def _measured(
         )
         for place, passage in enumerate(chosen)
     ]  # fmt: skip
-    backend = choice.make()
     states: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     engine: Counter[str] = Counter()
-    try:
+    with choice.running() as backend:
         started = time.monotonic()
         for answer in backend.answers(iter(requests)):
             passage = chosen[int(answer.key)]
@@ -193,8 +192,6 @@ def _measured(
             "engine_tokens": dict(engine), "seconds": seconds, "accelerators": backend.accelerators,
             "engine": backend.identity(),
         }  # fmt: skip
-    finally:
-        backend.close()
 
 
 def _scaled(

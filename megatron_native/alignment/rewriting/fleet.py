@@ -18,11 +18,12 @@ from multiprocessing import get_context
 from typing import Any
 
 from megatron_native.alignment.backends.backend import BackendDownError
+from megatron_native.alignment.backends.budget import BudgetSpentError
 from megatron_native.alignment.backends.choice import BackendChoice
 from megatron_native.alignment.rewriting.leases import LEASE_SECONDS, give_up_all, leases_in
 from megatron_native.alignment.rewriting.parts_of_conduct import checks_of
 from megatron_native.alignment.rewriting.pulling import Job, Puller
-from megatron_native.errors import UserError
+from megatron_native.errors import RunStoppedError, UserError
 from megatron_native.progress import progress
 
 LEASES = "leases"
@@ -137,13 +138,13 @@ def pull_with(
     """One engine, number `place` of its fleet, made and put to work; what it said if it died, else ""."""
     with leases_in(job.work / LEASES, settings.lease_seconds) as leases:
         first = settings.first + place * max(1, len(job.parts) // settings.engines)
-        backend = choice.make()
-        try:
-            Puller(job, backend, checks_of(job.settings), leases, first, report, stopping).pull()
-        except BackendDownError as error:
-            return str(error)
-        finally:
-            backend.close()
+        with choice.running(f"{settings.first}-{place}") as backend:
+            try:
+                Puller(job, backend, checks_of(job.settings), leases, first, report, stopping).pull()
+            except BackendDownError as error:
+                return str(error)
+            except BudgetSpentError as error:
+                raise RunStoppedError(f"{error} What is finished is kept.") from None
     return ""
 
 

