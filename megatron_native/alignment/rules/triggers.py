@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 
 (
-    BLANKS, MARKUP, RESIDUE, TATWEEL, LATIN_SIGNS, BEFORE, AFTER, INSIDE, REPEATED, QUOTES, MIRRORED, BULLETS, WRAPPED, WORDS,
-) = (1 << bit for bit in range(14))  # fmt: skip
-PROTECTED = 1 << 14
+    BLANKS, MARKUP, RESIDUE, TATWEEL, LATIN_SIGNS, BEFORE, AFTER, INSIDE, REPEATED, QUOTES, MIRRORED, BULLETS, WRAPPED, SITE_WORDS,
+    CALLS,
+) = (1 << bit for bit in range(15))  # fmt: skip
+PROTECTED = 1 << 15
 """There may be an address, code, mathematics or a table."""
 _ARABIC, _MARK, _DIGIT, _BLANK, _STOP, _OPENING, _CLOSING, _BULLET, _PROTECTING, _ODD = (1 << bit for bit in range(10))
 _TABLE_SIZE = 0x10000
@@ -41,27 +42,26 @@ def _table() -> NDArray[np.uint16]:
     return table
 
 
-def look(codes: NDArray[np.uint32], hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> int:
-    """The flags of a text.
-
-    Args:
-        codes: its code points, uint32 [characters].
-        hashes: its words in the matching view, uint64 [words].
-        wanted: words that advertisements have, as `statistics.hash_set` makes them.
-    """
-    return int(_look(codes, _table())) | (WORDS if _any_of(hashes, wanted) else 0)
+def look(codes: NDArray[np.uint32]) -> int:
+    """The flags of a text of these code points, uint32 [characters], without those of its words."""
+    return int(_look(codes, _table()))
 
 
 @numba.njit(cache=True, nogil=True)
-def _any_of(hashes: Any, wanted: Any) -> bool:
+def places_of(hashes: Any, wanted: Any) -> Any:
+    """Which of the words, uint64 [words], are in a table made by `statistics.hash_set`: int64 [found]."""
     mask = np.uint64(len(wanted) - 1)
-    for value in hashes:
-        place = value & mask
+    found = np.empty(len(hashes), dtype=np.int64)
+    count = 0
+    for index in range(len(hashes)):
+        place = hashes[index] & mask
         while wanted[place] != 0:
-            if wanted[place] == value:
-                return True
+            if wanted[place] == hashes[index]:
+                found[count] = index
+                count += 1
+                break
             place = (place + np.uint64(1)) & mask
-    return False
+    return found[:count]
 
 
 @numba.njit(cache=True, nogil=True)
