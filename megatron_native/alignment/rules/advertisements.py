@@ -13,9 +13,9 @@ import yaml
 from numpy.typing import NDArray
 
 from megatron_native.alignment.rules.punctuation import HIDDEN, Edited
-from megatron_native.alignment.rules.triggers import places_of
+from megatron_native.alignment.rules.triggers import STOPS, beginnings, places_of
 from megatron_native.alignment.sentence_bounds import bounds
-from megatron_native.corpus.folding import WordFolder, word_hash
+from megatron_native.corpus.folding import WordFolder, code_points, word_hash
 from megatron_native.corpus.statistics import hash_set
 from megatron_native.errors import UserError
 
@@ -23,9 +23,7 @@ SHIPPED = Path(__file__).with_name("advertisements.yaml")
 _PHONE = r"(?:\(?(?:\+|00)?[0-9٠-٩][0-9٠-٩()\-\s]{5,16}[0-9٠-٩])"
 _LINK = rf"(?:[{HIDDEN}]|https?://|www\.|\bt\.me\b)"
 _NOW = r"(?:(?:الآن|الان) )?"
-_STOPS = ".!؟?…"
-_NO_BEGINNING = "،؛,;:«\"“('[/"
-_KEPT_BEFORE = _STOPS + "»”\")]}"
+_KEPT_BEFORE = STOPS + "»”\")]}"
 _KEYS = {"max_words", "first_words", "patterns"}
 
 
@@ -46,11 +44,12 @@ class Advertisements(NamedTuple):
 
     def remove(self, text: str, addresses: frozenset[str]) -> Edited:
         """The text without the sentences and lines that are advertisements; `addresses` are placeholders that may go."""
-        words = _folder().words(text)
+        codes = code_points(text)
+        words = _folder().words_of_codes(codes)
         taken: list[tuple[int, int]] = []
         last = 0
-        for place in words.begins[places_of(words.hashes, self.first_words)].tolist():
-            if place < last or not _begins_sentence(text, place):
+        for place in beginnings(codes, words.begins[places_of(words.hashes, self.first_words)]).tolist():
+            if place < last:
                 continue
             found = self._at(text, place, addresses)
             if found is not None:
@@ -88,19 +87,6 @@ class Advertisements(NamedTuple):
         if len(sentence.split()) > self.max_words:
             return False
         return not any(sign >= "\U00100000" and sign not in addresses for sign in sentence)
-
-
-def _begins_sentence(text: str, place: int) -> bool:
-    """Whether a word is the first of its line or its sentence; after a comma, a colon or a quotation mark it isn't."""
-    index = place - 1
-    while index >= 0 and text[index] != "\n":
-        character = text[index]
-        if character in _STOPS:
-            return True
-        if character.isalnum() or character in _NO_BEGINNING or character >= "\U00100000":
-            return False
-        index -= 1
-    return True
 
 
 def _blank(text: str, place: int) -> int:

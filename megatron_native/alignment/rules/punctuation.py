@@ -54,6 +54,10 @@ _MIRRORED_PAIR = re.compile(rf"(?<![^\s(\[])»(?=[{LETTER}{DIGIT}])([^«»\n]*[^
 _MIRRORED_CURLY = re.compile(rf"(?<![^\s(\[])”(?=[{LETTER}{DIGIT}])([^“”\n]*[^\s“”])“(?![^\s،؛:؟!.,)\]])")
 
 
+_FREE_BEFORE = ("", " ", "\u00a0", "(", "[", ":", "،", "-", "–", "/")
+_FREE_AFTER = ("", " ", "\u00a0", ")", "]", ".", "،", "؛", ":", "؟", "!", ",", "-", "–", "/")
+
+
 def _replace(pattern: re.Pattern[str], replacement: Callable[[re.Match[str]], str | None], text: str) -> Edited:
     """The text with the replacement of every match, and how many changed; None keeps a match."""
     pieces: list[str] = []
@@ -224,22 +228,20 @@ def straight_quotes(text: str) -> Edited:
             if not inside.strip(" \u00a0"):
                 return None
             loose = inside[0] in " \u00a0" or inside[-1] in " \u00a0"
-            free_before = not before or not before.isalnum()
-            free_after = not after or not after.isalnum()
+            free_before = before in _FREE_BEFORE
+            free_after = after in _FREE_AFTER
             if loose:
                 if not (free_before and free_after and arabic_around(line, begin, begin + 1)):
                     return None
                 inside = inside.strip(" \u00a0")
             new = f'"{inside}"'
-            if not free_before:
+            if _is_arabic(before) and before not in "،؛؟":
                 word = _WORD_BEFORE.search(line, max(0, begin - 30), begin)
                 if word is None:
                     return None
                 if len(word.group()) > 2 and word.group() not in _PARTICLES and not word.group().endswith("\u0640"):
                     new = " " + new
-            if not free_after:
-                if not _is_arabic(after):
-                    return None
+            if _is_arabic(after) and after not in "،؛؟":
                 if re.match(rf"[{LETTER}{MARK}]{{2}}", line[end : end + 2]):
                     new += " "
             if new != pair.group():

@@ -20,7 +20,8 @@ from megatron_native.corpus.folding import WordFolder, word_hash
 from megatron_native.corpus.markup import remove_boilerplate_lines, strip_html
 from megatron_native.corpus.statistics import hash_set
 
-_LONGEST_LINE = 400
+LONGEST_LINE = 200
+"""Characters of a line that is taken out at most."""
 _PAIRED = "b|i|u|s|center|left|right|justify|quote|color|size|font|url|email|list|align|right|highlight|spoiler|indent"
 _BBCODE_DROPPED = re.compile(
     r"\[(?P<name>img|youtube|media|video|attach|gallery|audio)(?:[= ][^\[\]\n]{0,200})?\][^\[\]\n]{0,300}\[/(?P=name)\]",
@@ -124,7 +125,7 @@ def site_lines(text: str) -> Edited:
 
 
 def _is_site_line(line: str) -> bool:
-    if len(line) > _LONGEST_LINE:
+    if len(line) > LONGEST_LINE:
         return False
     if _SITE_LINE.fullmatch(line) or _SHARE_COUNTS.fullmatch(line):
         return True

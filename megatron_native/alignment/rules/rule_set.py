@@ -177,10 +177,12 @@ class Rules:
     def _flags(self, codes: NDArray[np.uint32]) -> int:
         flags = triggers.look(codes)
         if self._reads_words:
-            hashes = self._folder.words_of_codes(codes).hashes
-            if len(triggers.places_of(hashes, residue.site_words())):
+            words = self._folder.words_of_codes(codes)
+            of_sites = words.begins[triggers.places_of(words.hashes, residue.site_words())]
+            if triggers.in_short_line(codes, of_sites, residue.LONGEST_LINE):
                 flags |= triggers.SITE_WORDS
-            if len(triggers.places_of(hashes, self._advertisements.first_words)):
+            calling = words.begins[triggers.places_of(words.hashes, self._advertisements.first_words)]
+            if len(triggers.beginnings(codes, calling)):
                 flags |= triggers.CALLS
         return flags & self._can
 
