@@ -8,49 +8,53 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from megatron_native.alignment.rules.punctuation import HIDDEN, Edited
+from megatron_native.alignment.rules.triggers import STOPS, beginnings, places_of
 from megatron_native.alignment.sentence_bounds import bounds
-from megatron_native.corpus.folding import WordFolder, word_hash
+from megatron_native.corpus.folding import WordFolder, code_points, word_hash
+from megatron_native.corpus.statistics import hash_set
 from megatron_native.errors import UserError
 
 SHIPPED = Path(__file__).with_name("advertisements.yaml")
 _PHONE = r"(?:\(?(?:\+|00)?[0-9٠-٩][0-9٠-٩()\-\s]{5,16}[0-9٠-٩])"
 _LINK = rf"(?:[{HIDDEN}]|https?://|www\.|\bt\.me\b)"
 _NOW = r"(?:(?:الآن|الان) )?"
-_BEFORE = rf"[^\w{HIDDEN}«\"“]*"
-_KEYS = {"max_words", "triggers", "patterns"}
+_KEPT_BEFORE = STOPS + "»”\")]}"
+_KEYS = {"max_words", "first_words", "patterns"}
 
 
 class Advertisements(NamedTuple):
     """Advertisements of one file.
 
     Attributes:
-        pattern: matches at the beginning of a sentence, or of a line.
+        pattern: matches where a sentence begins.
         max_words: of a sentence that goes.
-        triggers: hashes of the words of which every match has at least one.
+        first_words: a table of the words that a match begins with, as `hash_set` makes it.
         content: what the file says, for manifests.
     """
 
     pattern: re.Pattern[str]
     max_words: int
-    triggers: frozenset[int]
+    first_words: NDArray[np.uint64]
     content: dict[str, Any]
 
     def remove(self, text: str, addresses: frozenset[str]) -> Edited:
         """The text without the sentences and lines that are advertisements; `addresses` are placeholders that may go."""
+        codes = code_points(text)
+        words = _folder().words_of_codes(codes)
         taken: list[tuple[int, int]] = []
-        words = _folder().words(text)
-        places = [begin for begin, value in zip(words.begins.tolist(), words.hashes.tolist()) if value in self.triggers]
-        line_end = -1
-        for place in places:
-            if place < line_end:
+        last = 0
+        for place in beginnings(codes, words.begins[places_of(words.hashes, self.first_words)]).tolist():
+            if place < last:
                 continue
-            begin = text.rfind("\n", 0, place) + 1
-            line_end = text.find("\n", place)
-            line_end = len(text) if line_end < 0 else line_end
-            taken += self._in_line(text, begin, line_end, addresses)
+            found = self._at(text, place, addresses)
+            if found is not None:
+                taken.append(found)
+                last = found[1]
         if not taken:
             return text, 0
         pieces, last = [], 0
@@ -59,24 +63,37 @@ class Advertisements(NamedTuple):
             last = end
         return "".join([*pieces, text[last:]]), len(taken)
 
-    def _in_line(self, text: str, begin: int, end: int, addresses: frozenset[str]) -> list[tuple[int, int]]:
-        if self._is_one(text[begin:end], addresses):
-            whole = begin, min(end + 1, len(text))
-            if whole[1] == end and begin:
-                whole = begin - 1, end
-            return [whole]
-        taken, start = [], begin
-        for place in bounds(text, begin, end).places:
-            sentence = text[start:place]
-            if self._is_one(sentence, addresses):
-                taken.append((start, place))
-            start = place
-        return taken
+    def _at(self, text: str, place: int, addresses: frozenset[str]) -> tuple[int, int] | None:
+        """What goes with the word at `place`: its line, its sentence, or nothing."""
+        if self.pattern.match(text, place) is None:
+            return None
+        line = text.rfind("\n", 0, place) + 1
+        line_end = text.find("\n", place)
+        line_end = len(text) if line_end < 0 else line_end
+        end = bounds(text, place, line_end).places[0]
+        begin = place
+        while begin > line and not (text[begin - 1].isalnum() or text[begin - 1] in _KEPT_BEFORE):
+            begin -= 1
+        if not self._may_go(text[begin:end], addresses):
+            return None
+        rest = text[end:line_end].strip()
+        if not any(map(str.isalnum, text[line:begin])) and not rest:
+            return (line, line_end + 1) if line_end < len(text) else (max(0, line - 1), line_end)
+        while end < line_end and text[end] in " \u00a0":
+            end += 1
+        return (begin, line_end) if not rest else (max(begin, line), end) if begin == line else (_blank(text, begin), end)
 
-    def _is_one(self, sentence: str, addresses: frozenset[str]) -> bool:
-        if self.pattern.match(sentence) is None or len(sentence.split()) > self.max_words:
+    def _may_go(self, sentence: str, addresses: frozenset[str]) -> bool:
+        if len(sentence.split()) > self.max_words:
             return False
         return not any(sign >= "\U00100000" and sign not in addresses for sign in sentence)
+
+
+def _blank(text: str, place: int) -> int:
+    """An offset after the blanks at `place`, of which the sentence before keeps one."""
+    while place < len(text) and text[place] in " \u00a0":
+        place += 1
+    return place
 
 
 @cache
@@ -107,8 +124,8 @@ def load_advertisements(path: Path = SHIPPED) -> Advertisements:
                 raise UserError(f"advertisements {path}: {group}: {written!r} is no pattern: {error}.") from error
             parts.append(f"(?:{pattern})")
     try:
-        triggers = frozenset(word_hash(str(word)) for word in raw["triggers"])
+        first_words = hash_set(word_hash(str(word)) for word in raw["first_words"])
     except ValueError as error:
-        raise UserError(f"advertisements {path}: triggers: {error}; give single words.") from error
-    pattern = re.compile(f"{_BEFORE}(?:{'|'.join(parts)})", re.IGNORECASE)
-    return Advertisements(pattern, int(raw["max_words"]), triggers, raw)
+        raise UserError(f"advertisements {path}: first_words: {error}; give single words.") from error
+    pattern = re.compile("|".join(parts), re.IGNORECASE)
+    return Advertisements(pattern, int(raw["max_words"]), first_words, raw)

@@ -11,7 +11,6 @@ from itertools import groupby
 from megatron_native.alignment.rules.punctuation import HIDDEN, LETTER, Edited
 from megatron_native.alignment.rules.triggers import ODD_BLANKS
 
-_ODD_BLANKS = str.maketrans(dict.fromkeys(ODD_BLANKS, " "))
 _ARABIC_LETTER = re.compile(f"[{LETTER}]")
 _RUN = re.compile(r"[ \t]{2,}|\t")
 _GAP = re.compile(r"(?<=\S)(?: {3,}|[ \t]*\t[ \t]*)(?=\S)")
@@ -23,17 +22,22 @@ _NUMBER = re.compile(r"[ \t]*(?P<number>[0-9]{1,2})[ ]?[-–)][ \t]*(?=[^\s\d\-�
 _ENDS = ".!؟?:؛…»”)\"]"
 _SHORTEST, _LONGEST = 40, 130
 """Characters of the longest line of wrapped prose."""
-_LEAST_LINES = 3
-_RAGGED = 0.6
+_LEAST_LINES = 4
+_RAGGED = 0.75
 """Length of every line of wrapped prose but the last, over that of the longest."""
 _RHYME = 0.5
+"""Share of lines that end in the same letter, from which they are verse."""
+_PLACEHOLDER = re.compile(f"[{HIDDEN}]")
+_NOT_LETTERS = re.compile(f"[^{LETTER}]")
 
 
 def blanks(text: str) -> Edited:
     """One blank between words, none at the ends of lines, no indentation of prose, one blank line at most."""
     text_now = text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-    lines = text_now.translate(_ODD_BLANKS).split("\n")
-    edits = 0
+    for sign in ODD_BLANKS:
+        if sign in text_now:
+            text_now = text_now.replace(sign, " ")
+    lines = text_now.split("\n")
     gaps: list[bool] | None = None
     for number, line in enumerate(lines):
         if not line or (line[0] not in " \t" and line[-1] not in " \t" and "  " not in line and "\t" not in line):
@@ -48,12 +52,12 @@ def blanks(text: str) -> Edited:
             lines[number] = line.rstrip(" \t")
             continue
         indent = line[: len(line) - len(line.lstrip(" \t"))] if _LIST_ITEM.match(bare) and number else ""
-        lines[number] = indent + _RUN.sub(" ", bare)
-    result = _BLANK_LINES.sub("\n\n", "\n".join(lines))
+        lines[number] = indent + (_RUN.sub(" ", bare) if "  " in bare or "\t" in bare else bare)
+    result = "\n".join(lines)
+    if "\n\n\n" in result:
+        result = _BLANK_LINES.sub("\n\n", result)
     result = result.lstrip("\n").rstrip("\n ") if result[:1] == "\n" or result[-1:] in ("\n", " ") else result
-    if result == text:
-        return text, edits
-    return result, 1
+    return (result, 1) if result != text else (text, 0)
 
 
 def _has_company(lines: list[str], gaps: list[bool], number: int) -> bool:
@@ -73,40 +77,44 @@ def wrapped_lines(text: str) -> Edited:
     A paragraph counts as wrapped when no line but the last could have taken the next one's first word, as programs wrap;
     when most of its lines end without punctuation; and when they don't rhyme.
     """
-    if text.count("\n") < _LEAST_LINES - 1:
+    blocks = [list(group) for _, group in groupby(text.split("\n"), key=lambda line: not line.strip())]
+    widths = [max(map(len, lines)) for lines in blocks if _is_wrapped(lines, 0)]
+    if not widths:
         return text, 0
     result: list[str] = []
     edits = 0
-    for is_blank, group in groupby(text.split("\n"), key=lambda line: not line.strip()):
-        lines = list(group)
-        if not is_blank and _is_wrapped(lines):
+    for lines in blocks:
+        if len(lines) > 1 and lines[0].strip() and (_is_wrapped(lines, 0) or _is_wrapped(lines, max(widths))):
             edits += len(lines) - 1
-            lines = [" ".join(line.strip() for line in lines)]
-        result += lines
-    return ("\n".join(result), edits) if edits else (text, 0)
+            result.append(" ".join(line.strip() for line in lines))
+        else:
+            result += lines
+    return "\n".join(result), edits
 
 
-def _is_wrapped(lines: list[str]) -> bool:
-    if len(lines) < _LEAST_LINES:
+def _is_wrapped(lines: list[str], width: int) -> bool:
+    """Whether lines are prose wrapped at their own longest line, or at a width that other paragraphs of the text have."""
+    if len(lines) < (2 if width else _LEAST_LINES):
         return False
-    longest = max(map(len, lines))
+    longest = max(width, *map(len, lines))
     if not _SHORTEST <= longest <= _LONGEST:
         return False
     for line, following in zip(lines, lines[1:]):
-        first = following.split(maxsplit=1)[0]
+        first = following.split(maxsplit=1)[0] if following.strip() else ""
         if len(line) < _RAGGED * longest or len(line) + 1 + len(first) <= longest:
             return False
     for line in lines:
-        if line[0] in " \t#>|" or _ITEM.match(line) or _GAP.search(line) or re.search(f"[{HIDDEN}]", line):
+        if line[:1] in " \t#>|" or _ITEM.match(line) or _GAP.search(line) or _PLACEHOLDER.search(line):
             return False
         if not _ARABIC_LETTER.search(line):
             return False
+    if width:
+        return True
     ended = sum(line[-1] in _ENDS for line in lines[:-1])
-    if 2 * ended > len(lines) - 1:
+    if 3 * ended > len(lines) - 1:
         return False
-    last_letters = [re.sub(f"[^{LETTER}]", "", line)[-1:] for line in lines]
-    most = max(map(last_letters.count, last_letters))
-    return most < max(3, _RHYME * len(lines) + 1)
+    last_letters = [_NOT_LETTERS.sub("", line)[-1:] for line in lines]
+    return max(map(last_letters.count, last_letters)) < _RHYME * len(lines) + 1
 
 
 def bullets(text: str) -> Edited:

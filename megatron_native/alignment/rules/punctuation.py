@@ -16,38 +16,46 @@ HIDDEN = "\U00100000-\U0010fffd"
 """Placeholders."""
 Edited = tuple[str, int]
 _ARABIC_SIGNS = {",": "،", ";": "؛", "?": "؟"}
-_LATIN_SIGN = re.compile(rf"(?<![{DIGIT}])[,;?]|[,;?](?![{DIGIT}])")
+_LATIN_SIGN = re.compile("[,;?]")
 _ANY_LETTER = re.compile(r"[^\W\d_]")
 _REACH = 80
-_BLANK_BEFORE = re.compile(rf"(?<=[{LETTER}{MARK}{DIGIT})\]»”\"%{HIDDEN}])[ \u00a0]+(?=[،؛؟!.:,;?])")
+# Every pattern begins with the characters it is about, so that the search jumps from one to the next.
+_BLANK_BEFORE = re.compile(rf"[ \u00a0]+(?=[،؛؟!.:,;?])(?<=[{LETTER}{MARK}{DIGIT})\]»”\"%{HIDDEN}] )")
 _GLUED_SIGN = re.compile(
-    rf"(?<=[{LETTER}{MARK}{DIGIT})\]»”\"])(?P<sign>[،؛؟])(?=[{LETTER}«“(\"])|(?<=[{LETTER}{MARK})\]»”\"])[،؛](?=[{DIGIT}])"
-    rf"|(?<=[{LETTER}{MARK}][{LETTER}{MARK}])[!:](?=[{LETTER}«“][{LETTER}])"
-    rf"|(?<=[{LETTER}][{LETTER}{MARK}][{LETTER}{MARK}])\.(?=[{LETTER}]{{3}})"
-    rf"(?!(?:نت|كوم|أورج|اورج|نيت|غوف|جوف|دوت)(?![{LETTER}]))"
+    rf"[،؛؟!:.](?:(?<=[{LETTER}{MARK}{DIGIT})\]»”\"][،؛؟])(?=[{LETTER}«“(\"])|(?<=[{LETTER}{MARK})\]»”\"][،؛])(?=[{DIGIT}])"
+    rf"|(?<=[{LETTER}{MARK}][{LETTER}{MARK}][!:])(?=[{LETTER}«“][{LETTER}])"
+    rf"|(?<=[{LETTER}][{LETTER}{MARK}][{LETTER}{MARK}]\.)(?=[{LETTER}]{{3}})"
+    rf"(?!(?:نت|كوم|أورج|اورج|نيت|غوف|جوف|دوت)(?![{LETTER}])))"
 )
 _GLUED_BRACKET = re.compile(
-    rf"(?P<before>(?<=[{LETTER}][{LETTER}][{LETTER}])[(«“])(?=[{LETTER}]{{3}})"
-    rf"|(?P<after>[({{«“][^()«»“”\n]{{3,300}}[)»”])(?=[{LETTER}]{{3}})"
+    rf"[(«“](?:(?<=[{LETTER}][{LETTER}][{LETTER}][(«“])(?P<before>)(?=[{LETTER}]{{3}})"
+    rf"|(?P<after>[^()«»“”\n]{{3,300}}[)»”])(?=[{LETTER}]{{3}}))"
 )
 _PARTICLES = frozenset(["ال", "وال", "بال", "كال", "فال", "لل", "ولل", "فلل", "وبال", "وكال"])
-_BLANK_INSIDE = re.compile(r"(?P<open>[(«“\[])[ \u00a0]+(?=[^\s)\]»”])|(?<=[^\s(«“\[])[ \u00a0]+(?P<close>[)\]»”])")
+_BLANK_INSIDE = re.compile(
+    r"[(«“\[ \u00a0](?:(?<=[(«“\[])[ \u00a0]+(?=[^\s)\]»”])|(?<=[ \u00a0])[ \u00a0]*(?P<close>[)\]»”]))"
+)
 _PAIRS = {"(": ")", "«": "»", "“": "”", "[": "]"}
 _OPENERS = {closing: opening for opening, closing in _PAIRS.items()}
 _REPEATED = re.compile(
-    r"(?P<mixed>(?:[!؟?]+){2,})|(?P<comma>[،,](?:[ \u00a0]*[،,])+)|(?P<semi>؛(?:[ \u00a0]*؛)+)"
-    r"|(?P<spaced>\.(?:[ \u00a0]\.){2,})|(?P<dots>\.{4,})|(?P<ellipsis>…{2,}|…\.+)"
+    r"[!؟?،,؛.…](?:(?<=[!؟?])(?P<mixed>[!؟?]+)|(?<=[،,])(?P<comma>(?:[ \u00a0]*[،,])+)|(?<=؛)(?P<semi>(?:[ \u00a0]*؛)+)"
+    r"|(?<=\.)(?:(?P<spaced>(?:[ \u00a0]\.){2,})|(?P<dots>\.{3,}))|(?<=…)(?P<ellipsis>…+|\.+))"
 )
 _TATWEEL_INSIDE = re.compile(
-    rf"(?<=[{LETTER}{MARK}])(?<![{DIGIT}]ه)(?<![{DIGIT}] ه)\u0640+(?=[{LETTER}])(?!(?<=[^{LETTER}{MARK}]ل\u0640)ال)"
+    rf"\u0640(?<=[{LETTER}{MARK}]\u0640)(?<![{DIGIT}]ه\u0640)(?<![{DIGIT}] ه\u0640)(?!(?<=[^{LETTER}{MARK}]ل\u0640)ال)"
+    rf"\u0640*(?=[{LETTER}])"
 )
-_TATWEEL_END = re.compile(rf"(?<=[{LETTER}])\u0640{{2,}}(?![{LETTER}{MARK}\u0640])")
+_TATWEEL_END = re.compile(rf"\u0640(?<=[{LETTER}]\u0640)\u0640+(?![{LETTER}{MARK}\u0640])")
 _QUOTED_LINE = re.compile(r"^[^\n\"]*\"[^\n]*$", re.MULTILINE)
 _STRAIGHT_PAIR = re.compile(r"\"([^\"]*)\"")
 _WORD_BEFORE = re.compile(rf"[{LETTER}{MARK}\u0640]+\Z")
 _MIRRORED_LINE = re.compile(r"^[^\n]*[»”][^\n]*$", re.MULTILINE)
 _MIRRORED_PAIR = re.compile(rf"(?<![^\s(\[])»(?=[{LETTER}{DIGIT}])([^«»\n]*[^\s«»])«(?![^\s،؛:؟!.,)\]])")
 _MIRRORED_CURLY = re.compile(rf"(?<![^\s(\[])”(?=[{LETTER}{DIGIT}])([^“”\n]*[^\s“”])“(?![^\s،؛:؟!.,)\]])")
+
+
+_FREE_BEFORE = ("", " ", "\u00a0", "(", "[", ":", "،", "-", "–", "/")
+_FREE_AFTER = ("", " ", "\u00a0", ")", "]", ".", "،", "؛", ":", "؟", "!", ",", "-", "–", "/")
 
 
 def _replace(pattern: re.Pattern[str], replacement: Callable[[re.Match[str]], str | None], text: str) -> Edited:
@@ -99,6 +107,8 @@ def arabic_signs(text: str) -> Edited:
     def arabic(found: re.Match[str]) -> str | None:
         place, sign = found.start(), found.group()
         following = text[place + 1 : place + 2]
+        if place and text[place - 1].isdecimal() and following.isdecimal():
+            return None
         if sign == "?" and following and not (following.isspace() or following in "?!؟.،,؛:)]}»”\"'"):
             return None  # a letter that was lost, or the query of an address
         if sign == "?" and text[place - 1 : place].isspace() and text[place - 2 : place - 1] == "?":
@@ -178,13 +188,16 @@ def blanks_inside_brackets(text: str) -> Edited:
     """No blank after an opening bracket or quotation mark, none before a closing one, where the other one is there."""
 
     def tight(found: re.Match[str]) -> str | None:
-        if opening := found["open"]:
+        if found["close"] is None:
+            opening = found.group()[0]
             line_end = text.find("\n", found.end())
             rest = text[found.end() : line_end if line_end >= 0 else len(text)]
             closing, again = rest.find(_PAIRS[opening]), rest.find(opening)
             ok = closing >= 0 and not 0 <= again < closing
             return opening if ok and arabic_around(text, found.start(), found.end()) else None
         closing_sign = found["close"]
+        if text[found.start() - 1 : found.start()] in ("", "\n", *_PAIRS):
+            return None
         line = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
         ok = line.rfind(_OPENERS[closing_sign]) > line.rfind(closing_sign)
         return closing_sign if ok and arabic_around(text, found.start(), found.end()) else None
@@ -215,22 +228,20 @@ def straight_quotes(text: str) -> Edited:
             if not inside.strip(" \u00a0"):
                 return None
             loose = inside[0] in " \u00a0" or inside[-1] in " \u00a0"
-            free_before = not before or not before.isalnum()
-            free_after = not after or not after.isalnum()
+            free_before = before in _FREE_BEFORE
+            free_after = after in _FREE_AFTER
             if loose:
                 if not (free_before and free_after and arabic_around(line, begin, begin + 1)):
                     return None
                 inside = inside.strip(" \u00a0")
             new = f'"{inside}"'
-            if not free_before:
+            if _is_arabic(before) and before not in "،؛؟":
                 word = _WORD_BEFORE.search(line, max(0, begin - 30), begin)
                 if word is None:
                     return None
                 if len(word.group()) > 2 and word.group() not in _PARTICLES and not word.group().endswith("\u0640"):
                     new = " " + new
-            if not free_after:
-                if not _is_arabic(after):
-                    return None
+            if _is_arabic(after) and after not in "،؛؟":
                 if re.match(rf"[{LETTER}{MARK}]{{2}}", line[end : end + 2]):
                     new += " "
             if new != pair.group():

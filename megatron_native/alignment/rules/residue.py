@@ -10,11 +10,18 @@ import re
 from functools import cache
 from importlib import resources
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from megatron_native.alignment.rules.punctuation import HIDDEN, Edited
+from megatron_native.alignment.rules.triggers import places_of
+from megatron_native.corpus.folding import WordFolder, word_hash
 from megatron_native.corpus.markup import remove_boilerplate_lines, strip_html
+from megatron_native.corpus.statistics import hash_set
 
+LONGEST_LINE = 200
+"""Characters of a line that is taken out at most."""
 _PAIRED = "b|i|u|s|center|left|right|justify|quote|color|size|font|url|email|list|align|right|highlight|spoiler|indent"
 _BBCODE_DROPPED = re.compile(
     r"\[(?P<name>img|youtube|media|video|attach|gallery|audio)(?:[= ][^\[\]\n]{0,200})?\][^\[\]\n]{0,300}\[/(?P=name)\]",
@@ -30,9 +37,9 @@ _SHORTCODE = re.compile(
 _WIKI_FILE = re.compile(
     r"\[\[(?:ملف|صورة|تصنيف|File|Image|Category):(?:[^\[\]\n]|\[\[[^\[\]\n]*\]\])*\]\]", re.IGNORECASE
 )
-_WIKI_LINK = re.compile(r"\[\[(?:[^\[\]|\n]{1,200}\|)?(?P<text>[^\[\]|\n]{1,200})\]\]")
+_WIKI_LINK = re.compile(r"\[\[(?:[^\[\]|\n]{1,200}\|(?P<text>[^\[\]|\n]{1,200})|(?P<title>[^\[\]|\n،.؛:]{1,60}))\]\]")
 _WIKI_TEMPLATE = re.compile(r"\{\{[^{}\n]{0,300}\}\}")
-_WIKI_EMPHASIS = re.compile(r"'''?(?P<text>[^'\n]{1,300}?)'''?")
+_WIKI_EMPHASIS = re.compile(r"'''(?P<text>[^'\n]{1,300})'''")
 _WIKI_HEADING = re.compile(r"^(?P<level>={2,5})[ \t]*(?P<text>[^=\n]{1,120}?)[ \t]*(?P=level)[ \t]*$", re.MULTILINE)
 _WIKI_EDIT = re.compile(
     r"[ \t]*\[(?:عدل|تعديل|تحرير|عدّل|edit)(?:[ \t]*\|[ \t]*(?:عدل المصدر|تعديل المصدر|تحرير المصدر))?\]"
@@ -47,19 +54,19 @@ _TRACKER = re.compile(
     r"|document\.write\()[^\n؀-ۿ]*$\n?",
     re.MULTILINE,
 )
-_SITE_LINES = re.compile(
-    r"^[ \t]*(?:[-*•»«<>|…. \[\]()]*(?:(?:اقرأ|إقرأ|اقرا|أقرأ|للمزيد|لمزيد|المزيد|تابع القراءة|أكمل القراءة|اقرأ أيضا|اقرأ أيضاً"
+_SITE_LINE = re.compile(
+    r"[ \t]*(?:[-*•»«<>|…. \[\]()]*(?:(?:اقرأ|إقرأ|اقرا|أقرأ|للمزيد|لمزيد|المزيد|تابع القراءة|أكمل القراءة|اقرأ أيضا|اقرأ أيضاً"
     r"|Read more|Continue reading|Loading|جاري التحميل|جارٍ التحميل|شارك هذا الموضوع|انشر الموضوع|نسخ الرابط"
     r"|Share|Tweet|Pin it|Like|أعجبني|إعجاب|Print|Email|صورة أرشيفية|صورة تعبيرية|\(?أرشيفية\)?|\[image\]|\[صورة\]|undefined|null|NaN"
-    r"|\[object Object\])[ \t]*(?:[:…»«.>|\[\]()-]|\d{1,6})*[ \t]*)+)$\n?",
-    re.MULTILINE | re.IGNORECASE,
+    r"|\[object Object\])[ \t]*(?:[:…»«.>|\[\]()-]|\d{1,6})*[ \t]*){1,6})",
+    re.IGNORECASE,
 )
 _SHARE_COUNTS = re.compile(
-    r"^[ \t]*(?:(?:عدد )?(?:المشاهدات|المشاركات|مشاهدات|مشاهدة|مشاركة|مشاركات|التعليقات|تعليقات|تعليق|إعجابات|الإعجابات"
-    r"|shares?|views?|likes?|tweets?|comments?)[ \t]*[:(]?[ \t]*[0-9٠-٩][0-9٠-٩.,٬kKmM]*[ \t]*\)?[ \t]*[|•·,،-]?[ \t]*){1,6}$\n?"
-    r"|^[ \t]*(?:[0-9٠-٩][0-9٠-٩.,٬kKmM]*[ \t]*(?:shares?|views?|likes?|tweets?|comments?|مشاهدة|مشاهدات|مشاركة|مشاركات|تعليق|تعليقات"
-    r"|إعجاب)[ \t]*[|•·,،-]?[ \t]*){1,6}$\n?",
-    re.MULTILINE | re.IGNORECASE,
+    r"[ \t]*(?:(?:عدد )?(?:المشاهدات|المشاركات|مشاهدات|مشاهدة|مشاركة|مشاركات|التعليقات|تعليقات|تعليق|إعجابات|الإعجابات"
+    r"|shares?|views?|likes?|tweets?|comments?)[ \t]*[:(]?[ \t]*[0-9٠-٩][0-9٠-٩.,٬kKmM]*[ \t]*\)?[ \t]*[|•·,،-]?[ \t]*){1,6}"
+    r"|[ \t]*(?:[0-9٠-٩][0-9٠-٩.,٬kKmM]*[ \t]*(?:shares?|views?|likes?|tweets?|comments?|مشاهدة|مشاهدات|مشاركة|مشاركات|تعليق|تعليقات"
+    r"|إعجاب)[ \t]*[|•·,،-]?[ \t]*){1,6}",
+    re.IGNORECASE,
 )
 
 
@@ -71,6 +78,10 @@ def html(text: str) -> Edited:
 
 def _kept(found: re.Match[str]) -> str:
     return found["text"]
+
+
+def _label(found: re.Match[str]) -> str:
+    return found["text"] or found["title"]
 
 
 def bbcode(text: str) -> Edited:
@@ -90,7 +101,7 @@ def wiki(text: str) -> Edited:
     """Wiki text: links and emphasis become their words, `== x ==` a heading, files, categories and templates go."""
     total = 0
     for pattern, new in (
-        (_WIKI_FILE, ""), (_WIKI_LINK, _kept), (_WIKI_TEMPLATE, ""), (_WIKI_EMPHASIS, _kept), (_WIKI_EDIT, ""),
+        (_WIKI_FILE, ""), (_WIKI_LINK, _label), (_WIKI_TEMPLATE, ""), (_WIKI_EMPHASIS, _kept), (_WIKI_EDIT, ""),
         (_WIKI_HEADING, lambda found: "#" * len(found["level"]) + " " + found["text"]),
     ):  # fmt: skip
         text, edits = pattern.subn(new, text)  # type: ignore[arg-type]
@@ -109,10 +120,51 @@ def templates(text: str) -> Edited:
 
 def site_lines(text: str) -> Edited:
     """Lines that are buttons, counters or captions of pictures that are not there; the lines `clean` takes out."""
-    text, edits = _SITE_LINES.subn("", text)
-    text, more = _SHARE_COUNTS.subn("", text)
-    text, lines = remove_boilerplate_lines(text)
-    return text, edits + more + lines
+    taken = [line for line in lines_with(text, site_words()) if _is_site_line(text[slice(*line)])]
+    return without_lines(text, taken), len(taken)
+
+
+def _is_site_line(line: str) -> bool:
+    if len(line) > LONGEST_LINE:
+        return False
+    if _SITE_LINE.fullmatch(line) or _SHARE_COUNTS.fullmatch(line):
+        return True
+    return remove_boilerplate_lines(line)[1] > 0
+
+
+def lines_with(text: str, wanted: NDArray[np.uint64]) -> list[tuple[int, int]]:
+    """(begin, end) of the lines that have one of the words, as `hash_set` makes them of their hashes."""
+    words = _folder().words(text)
+    lines: list[tuple[int, int]] = []
+    end = -1
+    for place in words.begins[places_of(words.hashes, wanted)].tolist():
+        if place < end:
+            continue
+        begin = text.rfind("\n", 0, place) + 1
+        end = text.find("\n", place)
+        end = len(text) if end < 0 else end
+        lines.append((begin, end))
+    return lines
+
+
+def without_lines(text: str, lines: list[tuple[int, int]]) -> str:
+    """The text without some of its lines, which are ascending."""
+    pieces, last = [], 0
+    for begin, end in lines:
+        pieces.append(text[last : max(last, begin - 1)])
+        last = end
+    return "".join([*pieces, text[last:]])
+
+
+@cache
+def _folder() -> WordFolder:
+    return WordFolder()
+
+
+@cache
+def site_words() -> NDArray[np.uint64]:
+    """The words of which every line that `site_lines` takes out has at least one."""
+    return hash_set(word_hash(word) for word in (*boilerplate_words(), *SITE_WORDS))
 
 
 @cache

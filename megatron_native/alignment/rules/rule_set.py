@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_native.alignment.rules import layout, punctuation, residue, triggers
 from megatron_native.alignment.rules.advertisements import SHIPPED, load_advertisements
 from megatron_native.alignment.rules.protection import protect
 from megatron_native.alignment.rules.punctuation import Edited
-from megatron_native.corpus.folding import WordFolder, code_points, word_hash
+from megatron_native.corpus.folding import WordFolder, code_points
 from megatron_native.corpus.scripture import ScriptureFinder
-from megatron_native.corpus.statistics import hash_set
 from megatron_native.errors import UserError
 from megatron_native.manifest import parameters_hash
 
@@ -56,8 +58,8 @@ RULES = (
     Rule("wiki", "residue", triggers.RESIDUE, residue.wiki),
     Rule("templates", "residue", triggers.RESIDUE | triggers.MARKUP, residue.templates),
     Rule("blanks", "layout", triggers.BLANKS, layout.blanks),
-    Rule("site_lines", "residue", triggers.WORDS, residue.site_lines),
-    Rule("advertisements", "advertisements", triggers.WORDS, advertisements),
+    Rule("site_lines", "residue", triggers.SITE_WORDS, residue.site_lines),
+    Rule("advertisements", "advertisements", triggers.CALLS, advertisements),
     Rule("wrapped_lines", "layout", triggers.WRAPPED, layout.wrapped_lines),
     Rule("bullets", "layout", triggers.BULLETS, layout.bullets),
     Rule("tatweel", "punctuation", triggers.TATWEEL, punctuation.tatweel),
@@ -127,10 +129,7 @@ class Rules:
             self._can |= rule.triggers
         self._scripture = ScriptureFinder()
         self._folder = WordFolder()
-        words = set(self._advertisements.triggers) if "advertisements" in self.names else set()
-        if "site_lines" in self.names:
-            words |= {word_hash(word) for word in (*residue.boilerplate_words(), *residue.SITE_WORDS)}
-        self._words = hash_set(words)
+        self._reads_words = bool(self._can & (triggers.SITE_WORDS | triggers.CALLS))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -148,7 +147,7 @@ class Rules:
             scripture_spans: what `ScriptureFinder.spans` found in it, where that is at hand.
         """
         codes = code_points(text)
-        flags = triggers.look(codes, self._folder.words_of_codes(codes).hashes, self._words) & self._can
+        flags = self._flags(codes)
         if not text or not flags & ~triggers.PROTECTED:
             return RuleResult(text, {})
         spans = self._scripture.spans(codes) if scripture_spans is None else scripture_spans
@@ -168,13 +167,24 @@ class Rules:
                     edits[rule.name] += count
             if now == before:
                 break
-            codes = code_points(now)
-            flags = triggers.look(codes, self._folder.words_of_codes(codes).hashes, self._words) & self._can
+            flags = self._flags(code_points(now))
             if not flags & ~triggers.PROTECTED:
                 break
         if not edits:
             return RuleResult(text, {})
         return RuleResult(protected.frozen.thaw(now), dict(edits))
+
+    def _flags(self, codes: NDArray[np.uint32]) -> int:
+        flags = triggers.look(codes)
+        if self._reads_words:
+            words = self._folder.words_of_codes(codes)
+            of_sites = words.begins[triggers.places_of(words.hashes, residue.site_words())]
+            if triggers.in_short_line(codes, of_sites, residue.LONGEST_LINE):
+                flags |= triggers.SITE_WORDS
+            calling = words.begins[triggers.places_of(words.hashes, self._advertisements.first_words)]
+            if len(triggers.beginnings(codes, calling)):
+                flags |= triggers.CALLS
+        return flags & self._can
 
 
 def build_rules(settings: RuleSettings | Mapping[str, Any] | None = None) -> Rules:

@@ -12,14 +12,19 @@ from numpy.typing import NDArray
 
 
 (
-    BLANKS, MARKUP, RESIDUE, TATWEEL, LATIN_SIGNS, BEFORE, AFTER, INSIDE, REPEATED, QUOTES, MIRRORED, BULLETS, WRAPPED, WORDS,
-) = (1 << bit for bit in range(14))  # fmt: skip
-PROTECTED = 1 << 14
+    BLANKS, MARKUP, RESIDUE, TATWEEL, LATIN_SIGNS, BEFORE, AFTER, INSIDE, REPEATED, QUOTES, MIRRORED, BULLETS, WRAPPED, SITE_WORDS,
+    CALLS,
+) = (1 << bit for bit in range(15))  # fmt: skip
+PROTECTED = 1 << 15
 """There may be an address, code, mathematics or a table."""
 _ARABIC, _MARK, _DIGIT, _BLANK, _STOP, _OPENING, _CLOSING, _BULLET, _PROTECTING, _ODD = (1 << bit for bit in range(10))
 _TABLE_SIZE = 0x10000
 _LEAST_WRAPPED, _LONGEST_WRAPPED = 30, 140
 ODD_BLANKS = "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+STOPS = ".!؟?…"
+"""What ends a sentence."""
+NO_BEGINNING = "،؛,;:«\"“('[/"
+"""After these a word goes on with a sentence."""
 BULLET_SIGNS = "•●▪◦■□►➤*-–—"
 
 
@@ -41,27 +46,80 @@ def _table() -> NDArray[np.uint16]:
     return table
 
 
-def look(codes: NDArray[np.uint32], hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> int:
-    """The flags of a text.
-
-    Args:
-        codes: its code points, uint32 [characters].
-        hashes: its words in the matching view, uint64 [words].
-        wanted: words that advertisements have, as `statistics.hash_set` makes them.
-    """
-    return int(_look(codes, _table())) | (WORDS if _any_of(hashes, wanted) else 0)
+def look(codes: NDArray[np.uint32]) -> int:
+    """The flags of a text of these code points, uint32 [characters], without those of its words."""
+    return int(_look(codes, _table()))
 
 
 @numba.njit(cache=True, nogil=True)
-def _any_of(hashes: Any, wanted: Any) -> bool:
+def places_of(hashes: Any, wanted: Any) -> Any:
+    """Which of the words, uint64 [words], are in a table made by `statistics.hash_set`: int64 [found]."""
     mask = np.uint64(len(wanted) - 1)
-    for value in hashes:
-        place = value & mask
+    found = np.empty(len(hashes), dtype=np.int64)
+    count = 0
+    for index in range(len(hashes)):
+        place = hashes[index] & mask
         while wanted[place] != 0:
-            if wanted[place] == value:
-                return True
+            if wanted[place] == hashes[index]:
+                found[count] = index
+                count += 1
+                break
             place = (place + np.uint64(1)) & mask
+    return found[:count]
+
+
+@numba.njit(cache=True, nogil=True)
+def in_short_line(codes: Any, places: Any, longest: int) -> bool:
+    """Whether one of the places is in a line of so many characters at most."""
+    for place in places:
+        first = place
+        while first > 0 and codes[first - 1] != 10 and place - first <= longest:
+            first -= 1
+        last = place
+        while last < len(codes) and codes[last] != 10 and last - first <= longest:
+            last += 1
+        if last - first <= longest:
+            return True
     return False
+
+
+@cache
+def _ending_table() -> NDArray[np.uint8]:
+    """uint8 [code points]: 1 for what ends a sentence, 2 for what a sentence can't begin after."""
+    table = np.zeros(_TABLE_SIZE, dtype=np.uint8)
+    for code in range(_TABLE_SIZE):
+        if not 0xD800 <= code < 0xE000 and chr(code).isalnum():
+            table[code] = 2
+    for character in NO_BEGINNING:
+        table[ord(character)] = 2
+    for character in "\n" + STOPS:
+        table[ord(character)] = 1
+    return table
+
+
+def beginnings(codes: NDArray[np.uint32], places: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Those of the places where a line or a sentence begins; after a comma, a colon or a quotation mark none does."""
+    chosen: NDArray[np.int32] = _beginnings(codes, places, _ending_table())
+    return chosen
+
+
+@numba.njit(cache=True, nogil=True)
+def _beginnings(codes: Any, places: Any, endings: Any) -> Any:
+    chosen = np.empty(len(places), dtype=np.int32)
+    count = 0
+    for place in places:
+        index = place - 1
+        kind = 0
+        while index >= 0:
+            code = codes[index]
+            kind = endings[code] if code < _TABLE_SIZE else 2 if code >= 0x100000 else 0
+            if kind:
+                break
+            index -= 1
+        if kind != 2:
+            chosen[count] = place
+            count += 1
+    return chosen[:count]
 
 
 @numba.njit(cache=True, nogil=True)
