@@ -29,7 +29,7 @@ _TITLES = (
     "الدكتور|المهندس|الأستاذ|الشيخ|الأمير|اللواء|العميد|العقيد|الوزير|الرئيس|اللاعب|المدرب|الكابتن|الفنان|الكاتب|المقدم|النقيب|السيد"
 )
 _PERSON = re.compile(rf"(?:{_TITLES}) ([\u0621-\u064a]{{3,}}) (?:بن [\u0621-\u064a]{{3,}} )?(ال[\u0621-\u064a]{{3,}}ي)\b")
-_PLACE = re.compile(r"(?:مدينة|محافظة|منطقة|بمدينة|بمحافظة|بمنطقة|مركز|قرية|بلدة) ([\u0621-\u064a]{4,})\b")
+_PLACE = re.compile(rf"(?<!\w)[وفبل]?({'|'.join(templates.PLACES)})(?!\w)")
 _LETTERS = "ابتثجحخدذرزسشصضطظعغفقكلمنهوي"
 _TO_EASTERN = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
 _TO_WESTERN = str.maketrans("٠١٢٣٤٥٦٧٨٩", "0123456789")
@@ -58,9 +58,7 @@ class Bank:
         people = [found for text in articles for found in _PERSON.findall(text)]
         self.given = sorted({given for given, _ in people})
         self.families = sorted({family for _, family in people})
-        self.places = sorted(
-            place for place, count in Counter(p for text in articles for p in _PLACE.findall(text)).items() if count > 2
-        )
+        self.places = [place for place in templates.PLACES if self.words[place] > 2]
         self.sentences = [
             sentence for text in self.passages[:4000] for sentence in _SENTENCE.split(text) if 8 <= len(sentence.split()) <= 30
         ]
@@ -235,7 +233,7 @@ def dialect_changed(rng: random.Random, text: str, bank: Bank) -> tuple[str, str
 def looped(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
     """A sentence, a phrase, a word, or all of it again and again."""
     how = rng.choice(["sentence", "phrase", "word", "whole"])
-    words = text.split()
+    words = [word for word in text.split() if any(c.isalpha() for c in word)]
     if how == "sentence":
         parts = _sentences(text)
         place = rng.randrange(len(parts))
