@@ -7,6 +7,8 @@ the same word with other affixes, and words that were parted or joined.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numba
@@ -23,7 +25,8 @@ _WINDOW = 48
 _SPACE = 0x20
 
 
-class Text(NamedTuple):
+@dataclass(frozen=True)
+class Text:
     """A text's words.
 
     Attributes:
@@ -49,7 +52,25 @@ class Text(NamedTuple):
 
     def folded(self, place: int) -> str:
         """A word in the matching view."""
-        return self.letters[self.starts[place] : self.starts[place + 1]].tobytes().decode("utf-32-le")
+        return self._folded[place]
+
+    def phrase(self, first: int, last: int) -> str:
+        """Words in the matching view, from the word `first` to before the word `last`, one space apart."""
+        return " ".join(self._folded[first:last])
+
+    @cached_property
+    def _folded(self) -> list[str]:
+        letters, starts = self.letters.tobytes().decode("utf-32-le"), self.starts.tolist()
+        return [letters[begin:end] for begin, end in zip(starts, starts[1:])]
+
+    @cached_property
+    def numeric(self) -> NDArray[np.bool_]:
+        """bool [words]: words that have a digit."""
+        digits = (self.letters >= 0x30) & (self.letters <= 0x39)
+        if not digits.any():
+            return np.zeros(len(self.hashes), dtype=np.bool_)
+        sums = np.concatenate(([0], np.cumsum(digits)))
+        return sums[self.starts[1:]] > sums[self.starts[:-1]]
 
     def slice(self, first: int, last: int) -> str:
         """The text from the word `first` to before the word `last`."""

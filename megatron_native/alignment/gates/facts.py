@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_native.alignment.gates.alignment import ALIGNED, ELSEWHERE, Text
-from megatron_native.alignment.gates.gate import Judgement, Pair, register, shown
+from megatron_native.alignment.gates.gate import RESIDUE, Judgement, Pair, register, shown
 from megatron_native.alignment.gates.lexicon import number_words, values_of
 from megatron_native.corpus.folding import code_points
 
-_DIGITS = str.maketrans(
-    "٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٫٬٪،",
-    "01234567890123456789.,%;",
-)
-_NUMBER = re.compile(r"\d+(?:[.,:/\-–]\d+)*")
+_DIGITS = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٫٬", "01234567890123456789.,")
+_DIGIT = re.compile(r"\d")
+_NUMBER = re.compile(r"\d+(?:[.,٫٬:/\-–]\d+)*")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _ENUMERATOR = re.compile(r"(?m)^[ \t>*|]*\(?(\d{1,2})[.)\-][ \t]")
 _ADDRESS = re.compile(
@@ -50,11 +48,9 @@ def _canonical(number: str) -> str:
 
 def numbers_of(text: str) -> list[tuple[str, int]]:
     """(number in one spelling, its place) for all numbers in digits; a range is two numbers."""
-    if not text.isascii() or any(c.isdigit() for c in text):
-        text = text.translate(_DIGITS)
     found = []
     for match in _NUMBER.finditer(text):
-        number = _canonical(match.group())
+        number = _canonical(match.group().translate(_DIGITS))
         if number.count("-") == 1 and "/" not in number and ":" not in number:
             low, high = number.split("-")
             found += [(low, match.start()), (high, match.start() + len(low) + 1)]
@@ -64,9 +60,7 @@ def numbers_of(text: str) -> list[tuple[str, int]]:
 
 
 def _enumerators(text: str) -> set[int]:
-    if not any(c.isdigit() for c in text):
-        return set()
-    return {match.start(1) for match in _ENUMERATOR.finditer(text.translate(_DIGITS))}
+    return {match.start(1) for match in _ENUMERATOR.finditer(text)}
 
 
 @register
@@ -80,6 +74,8 @@ class Numbers:
 
     def judge(self, pair: Pair) -> Judgement:
         """Digits of one set equal those of the other, and a number its word; numbers of list items are layout."""
+        if pair.same_words:
+            return Judgement(self.name, 0.0, True)
         listed_a, listed_b = _enumerators(pair.origin), _enumerators(pair.rewritten)
         at_a = [item for item in numbers_of(pair.origin) if item[1] not in listed_a]
         at_b = [item for item in numbers_of(pair.rewritten) if item[1] not in listed_b]
@@ -185,26 +181,49 @@ class Quotations:
 
     def judge(self, pair: Pair) -> Judgement:
         """Spelling in the matching view; the kind of quotation marks makes no difference."""
-        if pair.same_words or not any(sign in pair.origin + pair.rewritten for sign in "«“\""):
+        if pair.same_words or not any(sign in text for text in (pair.origin, pair.rewritten) for sign in "«“\""):
             return Judgement(self.name, 0.0, True)
-        changed = self._missing(pair.a, pair.b, pair.allowed | pair.residue)
-        changed += self._missing(pair.b, pair.a, np.zeros(len(pair.b.hashes), dtype=np.bool_))
+        nothing = np.zeros(len(pair.b.hashes), dtype=np.bool_)
+        changed = self._missing(pair.a, _without_residue(pair), pair.allowed, pair.residue, pair.b, nothing)
+        changed += self._missing(pair.b, pair.rewritten, nothing, nothing, pair.a, pair.residue)
         return Judgement(
             self.name, float(len(changed)), not changed, f"quotations differ: {shown(changed, 2)}" if changed else ""
         )
 
-    def _missing(self, text: Text, other: Text, may_go: NDArray[np.bool_]) -> list[str]:
+    def _missing(
+        self, text: Text, written: str, may_go: NDArray[np.bool_], residue: NDArray[np.bool_], other: Text,
+        other_residue: NDArray[np.bool_],
+    ) -> list[str]:  # fmt: skip
         found = []
         for pattern in _QUOTES:
-            if pattern is _QUOTES[2] and text.text.count('"') % 2:
+            if pattern is _QUOTES[2] and written.count('"') % 2:
                 continue
-            for match in pattern.finditer(text.text):
+            for match in pattern.finditer(written):
                 first, last = np.searchsorted(text.begins, match.span(1))
-                if last - first < self._least or may_go[first:last].all():
+                places = np.flatnonzero(~residue[first:last]) + first
+                if len(places) < self._least or may_go[places].all():
                     continue
-                if not _holds(other.hashes, text.hashes[first:last]):
+                if _holds(other.hashes[~other_residue], text.hashes[places]):
+                    continue
+                quoted = " ".join(_without_ending(text.folded(place)) for place in places.tolist())
+                words = np.flatnonzero(~other_residue).tolist()
+                if f" {quoted} " not in f" {' '.join(_without_ending(other.folded(place)) for place in words)} ":
                     found.append(match.group(1)[:60])
         return found
+
+
+def _without_ending(word: str) -> str:
+    """A word without the alef of the accusative and the endings of the masculine plural, which grammar decides."""
+    if len(word) > 4 and word.endswith(("ون", "ين")):
+        return word[:-2]
+    return word[:-1] if len(word) > 3 and word.endswith("ا") else word
+
+
+def _without_residue(pair: Pair) -> str:
+    """The origin with blanks in the place of tags and entities."""
+    if not pair.residue.any():
+        return pair.origin
+    return RESIDUE.sub(lambda found: " " * len(found.group()), pair.origin)
 
 
 def _holds(hashes: NDArray[np.uint64], run: NDArray[np.uint64]) -> bool:

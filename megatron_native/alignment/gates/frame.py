@@ -105,7 +105,9 @@ class Scaffold:
         if any(last - begin >= _FRAGMENT - 2 for begin, last in pair.added):
             grams = _fragments(pair.b.hashes)
             grams = grams[~np.isin(grams, _fragments(pair.a.hashes))]
-            if len(grams) and np.isin(grams, _prompt_fragments()).any():
+            known = _prompt_fragments()
+            places = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+            if len(grams) and (known[places] == grams).any():
                 found.append("words of the prompt")
         return found
 

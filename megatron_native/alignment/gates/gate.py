@@ -26,7 +26,7 @@ from megatron_native.alignment.gates.alignment import (
 from megatron_native.alignment.gates.lexicon import GRAMMAR, NAME, UNKNOWN, kinds_of, phrases
 
 _SENTENCE_END = re.compile(r"[.!?؟…]+(?=[\s\"»”')\]]|$)|\n|؛")
-_RESIDUE = re.compile(
+RESIDUE = re.compile(
     r"<(script|style)\b.*?</\1\s*>|</?[a-zA-Z!][^<>]{0,200}>|&#?\w{2,8};|\[\s*[^\]\[\n]{0,20}\d[^\]\[\n]{0,10}\]|"
     r"\[(?:عدل|تعديل|بحاجة لمصدر|وصلة مكسورة|edit|citation needed)[^\]\[\n]{0,20}\]|#\S+",
     re.DOTALL,
@@ -132,12 +132,13 @@ class Pair:
         for index in np.flatnonzero(~new & (kinds == NAME)).tolist():
             new[index] = not self._is_in_origin(self.b.folded(int(places[index])))
         places, kinds = places[new], kinds[new]
+        numeric = self.b.numeric
         return [
             NewWord(place, kind, nearest, edits)
             for place, kind, nearest, edits in zip(
                 places.tolist(), kinds.tolist(), found.nearest[places].tolist(), found.edits[places].tolist()
             )
-            if not any("0" <= letter <= "9" for letter in self.b.folded(place)) and not self._names_a_language(place)
+            if not numeric[place] and not self._names_a_language(place)
         ]
 
     def _is_in_origin(self, name: str) -> bool:
@@ -172,7 +173,7 @@ class Pair:
         """bool [origin words]: words inside tags, entities, reference numbers, hashtags."""
         mask = np.zeros(len(self.a.hashes), dtype=np.bool_)
         if any(sign in self.origin for sign in "<&[#"):
-            for found in _RESIDUE.finditer(self.origin):
+            for found in RESIDUE.finditer(self.origin):
                 first, last = np.searchsorted(self.a.begins, found.span())
                 mask[first:last] = True
         return mask
@@ -197,21 +198,39 @@ class Pair:
         """Sentences with a phrase of this kind of which at least this share of words is lost."""
         if self.same_words:
             return []
-        kept, pattern = self.aligned.kept, phrases(name)
-        found = []
-        for first, last in self.sentences:
-            lost = int(np.count_nonzero(kept[first:last] != ALIGNED))
-            if lost and lost >= least * (last - first) and pattern.search(self.words_of_origin(first, last)):
+        pattern, found = phrases(name), []
+        for first, last, lost in self._lossy:
+            if lost >= least * (last - first) and pattern.search(self.words_of_origin(first, last)):
                 found.append((first, last))
         return found
 
+    @cached_property
+    def _lossy(self) -> list[tuple[int, int, int]]:
+        """Sentences of the origin that lost words, and how many."""
+        lost = self.aligned.kept != ALIGNED
+        if not lost.any():
+            return []
+        sums = np.concatenate(([0], np.cumsum(lost)))
+        counted = [(first, last, int(sums[last] - sums[first])) for first, last in self.sentences]
+        return [entry for entry in counted if entry[2]]
+
+    @cached_property
+    def gaps(self) -> list[tuple[int, int, int, int]]:
+        """Stretches between aligned words: origin (first, after the last), rewrite (first, after the last)."""
+        partner = self.aligned.partner
+        places = np.flatnonzero(partner >= 0)
+        a = np.concatenate(([-1], partner[places], [len(self.a.hashes)]))
+        b = np.concatenate(([-1], places, [len(partner)]))
+        wide = np.flatnonzero((a[1:] - a[:-1] > 1) | (b[1:] - b[:-1] > 1))
+        return [(int(a[i]) + 1, int(a[i + 1]), int(b[i]) + 1, int(b[i + 1])) for i in wide]
+
     def words_of_origin(self, first: int, last: int) -> str:
         """Words of the origin in the matching view, one space apart."""
-        return " ".join(map(self.a.folded, range(first, last)))
+        return self.a.phrase(first, last)
 
     def words_of_rewrite(self, first: int, last: int) -> str:
         """Words of the rewrite in the matching view, one space apart."""
-        return " ".join(map(self.b.folded, range(first, last)))
+        return self.b.phrase(first, last)
 
     @cached_property
     def lost(self) -> NDArray[np.bool_]:
@@ -227,11 +246,13 @@ class Pair:
     @cached_property
     def content(self) -> int:
         """Words of the origin that were to be kept, grammar included."""
-        return int(len(self.a.hashes) - np.count_nonzero(self.allowed))
+        return len(self.a.hashes) if self.same_words else int(len(self.a.hashes) - np.count_nonzero(self.allowed))
 
 
 def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.view(np.int8), [0]))))
+    padded = np.zeros(len(mask) + 2, dtype=np.bool_)
+    padded[1:-1] = mask
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
@@ -268,4 +289,4 @@ def shown(words: list[str], most: int = 4) -> str:
     return "، ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
-__all__ = ["REGISTRY", "UNKNOWN", "Factory", "Gate", "Judgement", "NewWord", "Pair", "Readers", "register", "shown"]
+__all__ = ["REGISTRY", "RESIDUE", "UNKNOWN", "Factory", "Gate", "Judgement", "NewWord", "Pair", "Readers", "register", "shown"]

@@ -7,8 +7,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
-from megatron_native.alignment.gates.alignment import ALIGNED, Text
+from megatron_native.alignment.gates.alignment import ALIGNED, ELSEWHERE
 from megatron_native.alignment.gates.gate import Judgement, Pair, register, shown
 from megatron_native.alignment.gates.lexicon import GRAMMAR
 
@@ -134,7 +135,7 @@ class Summarised:
             return Judgement(self.name, 0.0, True)
         new = {word.place for word in pair.new_words if word.kind != GRAMMAR}
         worst, where = 0, (0, 0)
-        for begin, end, b_begin, b_end in gaps(pair):
+        for begin, end, b_begin, b_end in pair.gaps:
             net = int(np.count_nonzero(lost[begin:end])) - sum(place in new for place in range(b_begin, b_end))
             if net > worst:
                 worst, where = net, (begin, end)
@@ -145,16 +146,6 @@ class Summarised:
         if share > self._share and total - len(new) > 2:
             return Judgement(self.name, float(worst), False, f"{share:.0%} of the words are missing: {shown(gone)}")
         return Judgement(self.name, float(worst), True)
-
-
-def gaps(pair: Pair) -> list[tuple[int, int, int, int]]:
-    """Stretches between aligned words: origin (first, after the last), rewrite (first, after the last)."""
-    partner = pair.aligned.partner
-    places = np.flatnonzero(partner >= 0)
-    a = np.concatenate(([-1], partner[places], [len(pair.a.hashes)]))
-    b = np.concatenate(([-1], places, [len(partner)]))
-    wide = np.flatnonzero((np.diff(a) > 1) | (np.diff(b) > 1))
-    return [(int(a[i]) + 1, int(a[i + 1]), int(b[i]) + 1, int(b[i + 1])) for i in wide]
 
 
 @register
@@ -176,7 +167,7 @@ class CutOff:
         broken = pair.rewritten.rstrip()[-1:] not in _FINAL and pair.aligned.source[-1] != ALIGNED
         if broken and _is_beginning(pair, len(pair.b.hashes) - 1, last):
             return Judgement(self.name, 100.0, False, f"the last word is broken off: {tail}")
-        lost = np.flatnonzero(pair.lost[last + 1 :]) + last + 1
+        lost = np.flatnonzero(pair.lost[last + 1 :] | _fewer(pair, last + 1)) + last + 1
         new = len(pair.b.hashes) - 1 - (int(places[-1]) if len(places) else -1)
         score = max(0, len(lost) - new)
         open_end = pair.rewritten.rstrip()[-1:] not in _FINAL and pair.origin.rstrip()[-1:] in _FINAL
@@ -185,6 +176,17 @@ class CutOff:
             gone = pair.a.slice(last + 1, len(pair.a.hashes))
             return Judgement(self.name, float(max(score, 1)), False, f"the end is missing: {gone[:60]}")
         return Judgement(self.name, float(score), True)
+
+
+def _fewer(pair: Pair, first: int) -> NDArray[np.bool_]:
+    """bool [origin words from `first`]: words that the rewrite has elsewhere, but less often than the origin."""
+    fewer = pair.aligned.kept[first:] == ELSEWHERE
+    for place in np.flatnonzero(fewer).tolist():
+        value = pair.a.hashes[first + place]
+        fewer[place] = not pair.allowed[first + place] and np.count_nonzero(pair.b.hashes == value) < np.count_nonzero(
+            pair.a.hashes == value
+        )
+    return fewer
 
 
 def _is_beginning(pair: Pair, place: int, last: int) -> bool:
@@ -196,4 +198,4 @@ def _is_beginning(pair: Pair, place: int, last: int) -> bool:
     )
 
 
-__all__ = ["CutOff", "Length", "Repetition", "Summarised", "Text", "gaps"]
+__all__ = ["CutOff", "Length", "Repetition", "Summarised"]

@@ -10,7 +10,6 @@ import numpy as np
 from megatron_native.alignment.gates.alignment import NO_SOURCE
 from megatron_native.alignment.gates.gate import Judgement, NewWord, Pair, register, shown
 from megatron_native.alignment.gates.lexicon import DIALECT, GRAMMAR, NAME, NUMBER, STOCK, UNKNOWN, kinds_of
-from megatron_native.alignment.gates.shape import gaps
 
 
 def is_misspelling(pair: Pair, word: NewWord) -> bool:
@@ -36,11 +35,20 @@ class Names:
 
     def judge(self, pair: Pair) -> Judgement:
         """A word that is spelt almost like the origin's is left to the gate of spelling."""
-        found = [word for word in pair.new_words if word.kind == NAME or self._replaces(pair, word)]
+        found = [word for word in pair.new_words if self._is_name(pair, word) or self._replaces(pair, word)]
         words = [_told(pair, word) for word in found]
         return Judgement(
             self.name, float(len(words)), len(words) <= self._most, f"new names: {shown(words)}" if words else ""
         )
+
+    def _is_name(self, pair: Pair, word: NewWord) -> bool:
+        """A name of the list, unless it repairs a word that nobody knows."""
+        if word.kind != NAME:
+            return False
+        size = int(pair.b.starts[word.place + 1] - pair.b.starts[word.place])
+        if word.nearest < 0 or word.edits > (2 if size > 5 else 1):
+            return True
+        return int(kinds_of(pair.a, np.array([word.nearest]))[0]) != UNKNOWN
 
     def _replaces(self, pair: Pair, word: NewWord) -> bool:
         if word.kind != UNKNOWN or word.nearest < 0 or is_misspelling(pair, word):
@@ -91,7 +99,7 @@ class Invented:
         places = {word.place for word in new}
         gone = pair.aligned.kept == NO_SOURCE
         worst, where = 0, (0, 0)
-        for begin, end, b_begin, b_end in gaps(pair):
+        for begin, end, b_begin, b_end in pair.gaps:
             came = sum(place in places for place in range(b_begin, b_end))
             if came:
                 surplus = came - min(came, int(np.count_nonzero(gone[begin:end] & ~pair.allowed[begin:end])))
