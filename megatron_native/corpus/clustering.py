@@ -296,8 +296,9 @@ class Places:
         def column(name: str) -> NDArray[Any]:
             return np.array(np.load(self._clusters / f"{name}.npy", mmap_mode="r")[here])
 
-        names = ("verdicts", "keepers", "originals", "similarity", "copies")
-        return Verdicts(*map(column, names), self)
+        return Verdicts(
+            column("verdicts"), column("keepers"), column("originals"), column("similarity"), column("copies"), self
+        )
 
     def id_of(self, number: int) -> str:
         """The id of a document by its number over all parts."""

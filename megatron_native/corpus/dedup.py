@@ -126,7 +126,12 @@ def dedup(
         earlier = open_earlier(against, settings.minhash(), output)
         parameters["against"] = [corpus.digest for corpus in earlier]
     work = partial(
-        _work, parts=parts, settings=settings, memory_bytes=memory_bytes, keep_signatures=keep_signatures, earlier=earlier
+        _work,
+        parts=parts,
+        settings=settings,
+        memory_bytes=memory_bytes,
+        keep_signatures=keep_signatures,
+        earlier=earlier,
     )
     result = run_stage("dedup", files, root, output, parameters, execution or Execution(), work)
     if result.skipped and keep_signatures and not (result.output / "_signatures").exists():

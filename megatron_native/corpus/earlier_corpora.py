@@ -125,7 +125,9 @@ def _opened(given: Path, folder: Path, settings: MinHashSettings) -> EarlierCorp
         files = {name: int(entry["bytes"]) for name, entry in index["files"].items()}
         corpus = EarlierCorpus(folder, file_digest(path), tuple(index["parts"]), index["documents"], index["stay"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--against {given}: {path} can't be read as {FORMAT} ({error}); make the folder anew.") from None
+        raise UserError(
+            f"--against {given}: {path} can't be read as {FORMAT} ({error}); make the folder anew."
+        ) from None
     if differing:
         raise UserError(
             f"--against {given}: its signatures can't be compared with those of this dedup ({'; '.join(differing)}); give "

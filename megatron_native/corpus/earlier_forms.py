@@ -142,9 +142,7 @@ def _find(hashes: Any, high: Any, low: Any, order: Any) -> Any:
         begin, end = 0, len(order)
         while begin < end:
             middle = (begin + end) // 2
-            if high[middle] < hashes[place, 0] or (
-                high[middle] == hashes[place, 0] and low[middle] < hashes[place, 1]
-            ):
+            if high[middle] < hashes[place, 0] or (high[middle] == hashes[place, 0] and low[middle] < hashes[place, 1]):
                 begin = middle + 1
             else:
                 end = middle

@@ -6,8 +6,9 @@
       - dedup: {}                    # reads the stage before it
       - tokenize: {name: ar, input: "@dedup/ar", tokenizer_model: models/llama, append_eod: true}
 
-A stage's options are those of `megatron-native STAGE --help`, with underscores; `@NAME` at the beginning of an input, or of
-a folder that dedup is held `against`, is what the stage of that name wrote. Relative paths are seen from where the command runs.
+A stage's options are those of `megatron-native STAGE --help`, with underscores; `@NAME` at the beginning of an input, or
+of a folder that dedup is held `against`, is what the stage of that name wrote. Relative paths are seen from where the
+command runs.
 """
 
 from __future__ import annotations

@@ -117,6 +117,23 @@ def test_pairs_are_the_same_however_little_memory_there_is(tmp_path):
     assert all(np.array_equal(found[0], other) for other in found[1:])
 
 
+def test_stored_documents_are_paired_with_others_alone_however_little_memory_there_is(tmp_path):
+    """Each of the others with a bucket's first four stored ones and the last, the first of its kind and the one before."""
+    generator = np.random.default_rng(6)
+    cluster_of = np.where(generator.random(20_000) < 0.4, 0, generator.integers(1, 4000, 20_000))
+    parts, stored = synthetic(tmp_path, 20_000, cluster_of, cuts=(4000, 9000), bands=1), 9000
+    expected = set()
+    for cluster in np.unique(cluster_of):
+        members = np.flatnonzero(cluster_of == cluster).tolist()
+        old, new = [n for n in members if n < stored], [n for n in members if n >= stored]
+        expected |= {(one, other) for other in new for one in {*old[:4], *old[-1:]}}
+        expected |= {(new[0], other) for other in new[1:]} | set(itertools.pairwise(new))
+    for memory_bytes in (1 << 30, 1 << 20, 200_000, 1):
+        pairs = np.concatenate(list(candidate_pairs(parts, 0, memory_bytes, tmp_path / "spool", stored)))
+        assert len(pairs) == len(expected)
+        assert set(map(tuple, pairs.tolist())) == expected
+
+
 def test_a_band_is_written_byte_for_byte_again(tmp_path):
     parts = synthetic(tmp_path, 5000, np.random.default_rng(6).integers(0, 2000, 5000), cuts=(1234,))
     for name in ("a", "b"):
@@ -178,19 +195,19 @@ def peak():  # of this process: ru_maxrss would begin with what the process had 
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
-big, small, column, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+big, small, column, limit, stored = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 for memory_bytes in (1, 1 << 30):  # compiled code is loaded
-    verified_pairs([SignaturePart(small)], column, 0.8, memory_bytes, small.with_suffix(".pairs"))
+    verified_pairs([SignaturePart(small)], column, 0.8, memory_bytes, small.with_suffix(".pairs"), stored)
 before = peak()
-count = verified_pairs([SignaturePart(big)], column, 0.8, limit, big.with_suffix(".pairs"))
+count = verified_pairs([SignaturePart(big)], column, 0.8, limit, big.with_suffix(".pairs"), stored)
 print(count, peak() - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
-@pytest.mark.parametrize("column", [0, -1])
+@pytest.mark.parametrize(("column", "stored"), [(0, 0), (-1, 0), (0, 1000)])
 @pytest.mark.parametrize("kind", ["pairs", "one bucket"])
-def test_a_band_takes_no_more_memory_than_it_is_given(tmp_path, kind, column):
+def test_a_band_takes_no_more_memory_than_it_is_given(tmp_path, kind, column, stored):
     """A million documents whose keys and pairs are 24 MB at least; of them 112 MB of sketches are looked at."""
     count, limit = 1_000_000, 16 << 20
     generator = np.random.default_rng(5)
@@ -202,9 +219,10 @@ def test_a_band_takes_no_more_memory_than_it_is_given(tmp_path, kind, column):
         sketches = np.zeros((number, 112), dtype=np.uint8)
         write_signatures(tmp_path / name, digests, keys[None], sketches, np.zeros(number, dtype=np.int64))
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "big"), str(tmp_path / "small"), str(column), str(limit)],
+        [sys.executable, "-c", MEASURE, str(tmp_path / "big"), str(tmp_path / "small"), str(column), str(limit), str(stored)],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     found, taken = map(int, done.stdout.split())
-    assert found == (2 * count - 3 if kind == "one bucket" else count // 2)
+    new = count - stored  # in the bucket each with five stored ones too
+    assert found == (2 * new - 3 + 5 * new * (stored > 0) if kind == "one bucket" else count // 2)
     assert taken < limit + (4 << 20), f"{taken >> 20} MB"  # a block of 65,536 keys and its copies besides

@@ -68,7 +68,11 @@ def test_a_copy_of_a_stored_document_leaves_however_long_it_is_and_is_counted_ap
     assert manifest["counts"]["dropped"] == {EXACT: 1, NEAR: 1, "exact copy": 1}
     where = {"earlier_corpus": "../earlier", "new_form_stays": False}
     assert left["spelled"] | where == left["spelled"] and left["near"] | where == left["near"]
-    assert (left["spelled"]["copy_of"], left["spelled"]["reason"], left["spelled"]["similarity"]) == ("story", EXACT, 1.0)
+    assert (left["spelled"]["copy_of"], left["spelled"]["reason"], left["spelled"]["similarity"]) == (
+        "story",
+        EXACT,
+        1.0,
+    )
     assert (left["near"]["copy_of"], left["near"]["reason"]) == ("text", NEAR)
     assert left["near"]["similarity"] == pytest.approx(jaccard(text, new["near"]), abs=0.1)
     assert left["other again"]["copy_of"] == "other" and "earlier_corpus" not in left["other again"]
@@ -122,7 +126,10 @@ def test_it_leaves_also_where_only_the_earlier_form_is_near(tmp_path, capsys):
     new = {"a": wins(changed(text, 3)), "b": rewritten}
     kept, left, manifest = held_against(tmp_path, {"a": arabic_text(2, 300), "b": text}, new)
     assert kept == ["b"]
-    assert left["a"] | {"copy_of": "b", "reason": NEAR, "earlier_corpus": "../earlier", "new_form_stays": True} == left["a"]
+    assert (
+        left["a"] | {"copy_of": "b", "reason": NEAR, "earlier_corpus": "../earlier", "new_form_stays": True}
+        == left["a"]
+    )
     assert manifest["counts"]["dropped"] == {NEAR: 1}
     assert documents(tmp_path / "out")[0]["metadata"] == {"copies": 1}
     found = explain(tmp_path / "out", "a")
@@ -168,12 +175,13 @@ def test_a_document_that_does_not_come_again_takes_out_a_rewrite_near_to_it(tmp_
 
 def test_new_documents_of_one_id_are_all_forms_of_the_stored_one(tmp_path):
     text = arabic_text(1, 300)
-    folder = stored(tmp_path / "earlier", {"a": text})
+    shape = {"bands": 20, "rows": 4}
+    folder = stored(tmp_path / "earlier", {"a": text}, **shape)
     new = [{"text": changed(text, 9, seed), "id": "a"} for seed in range(2)]
     assert jaccard(text, new[0]["text"]) > 0.7 and jaccard(text, new[1]["text"]) > 0.7
     assert jaccard(new[0]["text"], new[1]["text"]) < 0.57
     source = write_jsonl(tmp_path / "new.jsonl", new)
-    settings = DedupSettings(threshold=0.65)
+    settings = DedupSettings(threshold=0.65, **shape)
     manifest = dedup([str(source)], tmp_path / "out", settings, against=[folder]).manifest
     assert manifest["counts"]["kept"] == 2
     others = [{**record, "id": str(number)} for number, record in enumerate(new)]
@@ -227,11 +235,11 @@ def test_every_copy_that_brute_force_finds_leaves_and_nothing_else(tmp_path):
 
 def test_news_against_news_by_brute_force(tmp_path, saudi_news):
     """Every new article with an exact Jaccard similarity of 0.9 to a stored one leaves, none below 0.65 does."""
-    texts = {f"{number}": text for number, text in enumerate(saudi_news[:1200])}
+    texts = {f"{number}": text for number, text in enumerate(saudi_news)}
     old, new = {}, {}
     for name, text in texts.items():
         (old if int(name) % 2 else new)[name] = text
-    kept, left, _ = held_against(tmp_path, old, new)
+    _, left, _ = held_against(tmp_path, old, new)
     stays = {record["id"] for record in documents(tmp_path / "earlier")}
     sets = {name: shingle_set(text) for name, text in texts.items()}
     having = {}
@@ -244,10 +252,11 @@ def test_news_against_news_by_brute_force(tmp_path, saudi_news):
         for shingle in sets[name]:
             for other in having.get(shingle, ()):
                 shared[other] = shared.get(other, 0) + 1
-        best[name] = max((count / len(sets[name] | sets[other]) for other, count in shared.items()), default=0.0)
+        size = len(sets[name])
+        best[name] = max((count / (size + len(sets[other]) - count) for other, count in shared.items()), default=0.0)
     of_stored = {name for name, record in left.items() if "earlier_corpus" in record}
     certain = {name for name, similarity in best.items() if similarity >= 0.9}
-    assert len(certain) > 10
+    assert len(certain) > 20
     assert certain <= of_stored
     assert not [name for name in of_stored if best[name] < 0.65]
     for name in of_stored:
@@ -274,7 +283,9 @@ def test_several_earlier_corpora_and_a_chain_of_increments(tmp_path):
     source = write_jsonl(tmp_path / "b.jsonl", [{"text": STORY, "id": "b"}, {"text": LIBRARY, "id": "c"}])
     second = tmp_path / "second"
     dedup([str(source)], second, DedupSettings(), keep_signatures=True, against=[first])
-    third = write_jsonl(tmp_path / "d.jsonl", [{"text": text, "id": text[:9]} for text in (STORY, LIBRARY, arabic_text(5))])
+    third = write_jsonl(
+        tmp_path / "d.jsonl", [{"text": text, "id": text[:9]} for text in (STORY, LIBRARY, arabic_text(5))]
+    )
     dedup([str(third)], tmp_path / "out", DedupSettings(), against=[first, second])
     left = duplicates(tmp_path / "out")
     assert [(left[text[:9]]["copy_of"], left[text[:9]]["earlier_corpus"]) for text in (STORY, LIBRARY)] == [
@@ -292,7 +303,7 @@ def test_the_manifest_names_the_earlier_corpora_and_a_rerun_with_others_is_refus
     assert manifest["parameters"]["against"] == [manifest["against"][0]["signatures_xxh3_128"]]
     assert dedup(inputs, tmp_path / "out", DedupSettings(), against=[one]).skipped
     for against in ([other], []):
-        with pytest.raises(UserError, match="out/manifest.json was made with other settings or inputs: against: "):
+        with pytest.raises(UserError, match=r"out/manifest\.json was made with other settings or inputs: against: "):
             dedup(inputs, tmp_path / "out", DedupSettings(), against=against)
     one.rename(tmp_path / "moved")
     assert dedup(inputs, tmp_path / "out", DedupSettings(), against=[tmp_path / "moved"]).skipped
@@ -359,7 +370,10 @@ def many(tmp_path):
     for part in range(4):
         old = [{"text": arabic_text(part * 20 + n), "id": f"{part}-{n}"} for n in range(20)]
         new = [
-            {"text": changed(arabic_text((part * 20 + n + n % 3) % 80), n % 2, n), "id": f"{part}-{n}" if n % 2 else f"x{part}-{n}"}
+            {
+                "text": changed(arabic_text((part * 20 + n + n % 3) % 80), n % 2, n),
+                "id": f"{part}-{n}" if n % 2 else f"x{part}-{n}",
+            }
             for n in range(20)
         ]  # fmt: skip
         write_jsonl(tmp_path / "old" / f"{part}.jsonl", old)
@@ -419,7 +433,7 @@ def test_broken_off_and_again_gives_the_same_bytes(tmp_path, monkeypatch, phase)
         dedup([str(tmp_path / "new")], tmp_path / "out", settings, **run)
     monkeypatch.undo()
     other = stored(tmp_path / "other", {"a": STORY})
-    with pytest.raises(UserError, match="holds an unfinished dedup with other settings .against: "):
+    with pytest.raises(UserError, match=r"holds an unfinished dedup with other settings \(against: "):
         dedup([str(tmp_path / "new")], tmp_path / "out", settings, keep_signatures=True, against=[other])
     assert not dedup([str(tmp_path / "new")], tmp_path / "out", settings, **run).skipped
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "whole")

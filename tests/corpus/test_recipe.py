@@ -45,11 +45,14 @@ def test_what_a_stage_is_held_against_must_come_before_it(tmp_path):
 def test_a_stage_is_known_once_its_command_is(tmp_path, monkeypatch):
     recipe = written(tmp_path, "rewrite: {input: dump}", "dedup: {}")
     monkeypatch.delitem(COMMANDS, "rewrite", raising=False)
-    with pytest.raises(UserError, match="stage 1: .*rewrite.* where one of clean, dedup, "):
+    with pytest.raises(UserError, match=r"stage 1: .*rewrite.* where one of clean, dedup, "):
         read_recipe(recipe, {})
     monkeypatch.setitem(COMMANDS, "rewrite", ("clean", "any command with --input and --output"))
     rewrite, dedup = read_recipe(recipe, {})
-    assert (rewrite.command, rewrite.arguments) == ("rewrite", ["--input", "dump", "--output", f"{tmp_path}/work/rewrite"])
+    assert (rewrite.command, rewrite.arguments) == (
+        "rewrite",
+        ["--input", "dump", "--output", f"{tmp_path}/work/rewrite"],
+    )
     assert dedup.arguments[:2] == ["--input", f"{tmp_path}/work/rewrite"]
 
 
@@ -57,7 +60,9 @@ def test_an_increment_in_a_recipe(tmp_path, capfd):
     """What a second dump has of the first leaves, in one command; the first is not read again."""
     text = arabic_text(1, 200)
     write_jsonl(tmp_path / "a.jsonl", [{"text": STORY, "id": "a"}, {"text": text, "id": "b"}])
-    write_jsonl(tmp_path / "b.jsonl", [{"text": STORY, "id": "c"}, {"text": changed(text, 1), "id": "b"}, {"text": LIBRARY}])
+    write_jsonl(
+        tmp_path / "b.jsonl", [{"text": STORY, "id": "c"}, {"text": changed(text, 1), "id": "b"}, {"text": LIBRARY}]
+    )
     recipe = written(
         tmp_path, f"dedup: {{name: deduped, input: {tmp_path}/a.jsonl, keep_signatures: true}}",
         f"dedup: {{name: new, input: {tmp_path}/b.jsonl, against: '@deduped'}}",
