@@ -241,13 +241,16 @@ class VllmBackend:
 def _answer(request: Request, output: Any) -> Answer:
     completion = output.outputs[0]
     finish = completion.finish_reason
-    counts = {
-        "prompt_tokens": len(output.prompt_token_ids or ()), "cached_tokens": int(output.num_cached_tokens or 0),
-        "output_tokens": len(completion.token_ids),
-    }  # fmt: skip
-    if finish not in ("stop", "length"):
-        return Answer(request.key, completion.text or None, "error", **counts, error=f"vLLM ended it: {finish}")
-    return Answer(request.key, completion.text, finish, **counts)
+    ended = finish in ("stop", "length")
+    return Answer(
+        key=request.key,
+        text=completion.text if ended else completion.text or None,
+        finish=finish if ended else "error",
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        cached_tokens=int(output.num_cached_tokens or 0),
+        output_tokens=len(completion.token_ids),
+        error="" if ended else f"vLLM ended it: {finish}",
+    )
 
 
 class _Steps:
@@ -306,6 +309,7 @@ class _Steps:
         """No more steps."""
         self._down = self._down or "it was closed"
         self._asked.put(False)
+        self._step = list  # lets go of the engine
 
     def _gone(self, error: Exception | None) -> BackendDownError:
         ended = [f"{p.name} {p.pid} exited with {p.exitcode}" for p in self._processes if not p.is_alive()]
