@@ -160,6 +160,10 @@ class FaultyServer:
         self._thread.join()
         self._loop.close()
 
+    def now(self) -> float:
+        """Seconds since the server was made, as in the ledger's events."""
+        return time.monotonic() - self._started
+
     def die(self) -> None:
         """Close the port and every connection: from now on connections are refused."""
         asyncio.run_coroutine_threadsafe(self._die(), self._loop).result()
@@ -217,7 +221,7 @@ class FaultyServer:
         attempt = ledger.attempts[digest]
         ledger.attempts[digest] += 1
         fault = self.schedule(body, attempt)
-        ledger.events.append((digest, fault, time.monotonic() - self._started))
+        ledger.events.append((digest, fault, self.now()))
         ledger.at_once += 1
         ledger.most_at_once = max(ledger.most_at_once, ledger.at_once)
         try:

@@ -261,12 +261,14 @@ class Fleet:
         if endpoint.bad_since is None:
             endpoint.bad_since = now
         if outcome.fate == "limited":
-            endpoint.limits += 1
+            wait = 0.0
+            if now >= endpoint.paused_until:  # else it was sent before the pause, and says nothing new
+                endpoint.limits += 1
+                wait = self._backoff(endpoint.limits)
             bad_for = now - max(endpoint.bad_since, self._began)
             hopeless = (
                 endpoint.limits >= self._settings.failures_to_put_aside and bad_for > self._settings.give_up_seconds
             )
-            wait = self._backoff(endpoint.limits)
         else:
             endpoint.failures += 1
             hopeless = outcome.fate == "unreachable" or endpoint.failures >= self._settings.failures_to_put_aside

@@ -212,7 +212,7 @@ class OpenAIBackend:
     async def _ask(self, request: Request, digest: str, others: asyncio.Future[PaidAnswer | None] | None) -> Answer:
         assert self._fleet is not None
         worst, body = self._account.worst(request.messages, request.max_tokens), self._body(request)
-        avoid, tries, failures = None, 0, 0
+        avoid, tries = None, 0
         while True:
             ticket = Ticket(worst, avoid)
             outcome = await self._fleet.ask(body, ticket)
@@ -222,11 +222,11 @@ class OpenAIBackend:
                 await self._record(self._journal.record_assumed, self.model, worst)
             if outcome.fate == "rejected":
                 return Answer(request.key, None, "error", error=outcome.error)
-            avoid, failures = ticket.avoid, failures + 1
+            avoid = ticket.avoid
             tries += outcome.fate == "failed"
             if tries >= self.settings.attempts:
                 return Answer(request.key, None, "error", error=f"{outcome.error} (after {tries} attempts)")
-            await self._fleet.rest(failures)
+            await self._fleet.rest(max(tries, 1))
 
     async def _keep(
         self, request: Request, digest: str, outcome: Outcome, paid: PaidAnswer,
