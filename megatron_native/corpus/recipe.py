@@ -27,7 +27,7 @@ STAGES = ("clean", "dedup", "rewrite", "gate", "tokenize", "report")
 _REFERENCES = ("input", "against")
 """Options whose paths may be `@NAME`."""
 SHARED = ("workers", "engine", "address", "task_index", "task_count", "tokenizer_model")
-"""Options that the recipe may give once for all stages that have them."""
+"""Options that the recipe may give once for all stages that have them; of rewrite, `engine` means what rewrites."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def read_recipe(path: Path, overrides: Mapping[str, Any]) -> list[Step]:
     for place, entry in enumerate(raw["stages"], 1):
         step = _step(f"{path}, stage {place}", entry, Path(str(top["output"])), written)
         command, name, options = step
-        shared = {key: top[key] for key in SHARED if key in overrides or (key in top and key not in options)}
+        common = SHARED if command != "rewrite" else tuple(key for key in SHARED if key != "engine")
+        shared = {key: top[key] for key in common if key in overrides or (key in top and key not in options)}
         steps.append(Step(name, command, _arguments(f"{path}, stage {place} ({command})", command, options, shared)))
     return steps
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def write_answers(path: Path, header: ChunkHeader, outcomes: Iterable[PassageOut
     """Write a chunk's outcomes beside their place and rename them there; on disk before they are seen."""
     encoder = msgspec.json.Encoder()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     with open(partial, "wb") as file:
         file.write(b"\n".join(map(encoder.encode, [header, *outcomes])) + b"\n")
         file.flush()

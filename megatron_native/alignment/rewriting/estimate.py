@@ -231,9 +231,11 @@ def _figures(
     accepted = figures["tokens_clean"] + accepted_share * figures["tokens_for_worker"]
     prompt, written = (ratio * measured["engine_tokens"].get(key, 0) for key in ("prompt", "output"))
     figures |= {
-        "prompt_tokens": prompt, "written_tokens": written, "accepted_tokens": accepted, "accelerator_hours": hours,
-        "accelerator_hours_per_billion_accepted_tokens": hours / accepted * 1e9 if accepted else float("inf"),
+        "prompt_tokens": prompt, "written_tokens": written, "accepted_tokens": accepted,
     }  # fmt: skip
+    if measured["accelerators"]:
+        figures["accelerator_hours"] = hours
+        figures["accelerator_hours_per_billion_accepted_tokens"] = hours / accepted * 1e9 if accepted else float("inf")
     if any(asdict(prices).values()):
         figures["cost"] = hours * prices.hour + (prompt * prices.prompt + written * prices.written) / 1e6
     return figures
@@ -259,7 +261,7 @@ def print_estimate(result: dict[str, Any], as_json: bool) -> int:
     measured = result["measured"]
     print(
         f"estimate for {result['input_bytes'] / 1e6:,.1f} MB from {result['sampled_documents']:,} documents "
-        f"({100 * result['sampled_share']:.2g} % of the input)"
+        f"({100 * result['sampled_share']:.3g} % of the input)"
     )
     if measured:
         states = ", ".join(f"{count} {state}" for state, count in sorted(measured["states"].items()))

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Leases:
         self._held: dict[str, Lease] = {}
         self._guard = threading.Lock()
         self._ended = threading.Event()
+        self._token = uuid.uuid4().hex  # in the names of files on their way: hosts and threads never share one
         self._me = {
             "host": socket.gethostname(),
             "boot": _boot_id(),
@@ -62,7 +64,7 @@ class Leases:
             return None
         number = 0 if newest is None else newest + 1
         path = self.folder / f"{name}.{number}"
-        partial = self.folder / f".{name}.{number}.{self._me['host']}.{self._me['pid']}"
+        partial = self.folder / f".{name}.{number}.{self._token}"
         partial.write_text(json.dumps(self._me), encoding="utf-8")
         try:
             os.link(partial, path)  # fails where the file is there, and never shows half of it
@@ -128,7 +130,7 @@ class Leases:
 
     def _now(self) -> float:
         """The time as the disk has it: clocks of hosts differ."""
-        clock = self.folder / f".clock.{self._me['host']}.{self._me['pid']}"
+        clock = self.folder / f".clock.{self._token}"
         clock.touch()
         now = clock.stat().st_mtime
         clock.unlink(missing_ok=True)
@@ -162,7 +164,7 @@ def give_up_all(folder: Path) -> None:
 
 
 def _give_up(path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     partial.write_text(json.dumps({GIVEN_UP: True}), encoding="utf-8")
     partial.replace(path)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
+
+from megatron_native.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_native.alignment.first_look import FirstLook
@@ -24,9 +27,12 @@ def first_look_of(settings: RewriteSettings) -> FirstLook | None:
     """What tells clean passages from those that the worker has to see."""
     if settings.first_look is None or settings.engine == "rules":
         return None
-    from megatron_native.alignment.first_look import FirstLook
+    from megatron_native.alignment.first_look import FirstLook, FirstLookSettings
 
-    return FirstLook(settings.first_look)
+    known = [field.name for field in fields(FirstLookSettings)]
+    if unknown := sorted(set(settings.first_look) - set(known)):
+        raise UserError(f"--first-look: unknown settings {', '.join(unknown)}; known are {', '.join(known)}.")
+    return FirstLook(FirstLookSettings(**settings.first_look))
 
 
 def checks_of(settings: RewriteSettings) -> Gates | None:

@@ -45,7 +45,7 @@ def tidy_part(part: Part, on_read: OnRead, output: Path, settings: RewriteSettin
             result = rules.apply(document.text)
             text, edits = result.text, dict(result.edits)
             state = UNCHANGED if text == document.text else REWRITTEN
-            if gates is not None and state == REWRITTEN:
+            if gates is not None and state == REWRITTEN and document.text.strip():
                 verdict = gates.judge(document.text, text)
                 record: dict[str, Any] = {
                     "id": document.id, "origin": document.text, "rewritten": text if verdict.passed else None,

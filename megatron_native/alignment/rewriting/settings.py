@@ -79,6 +79,7 @@ class RewriteSettings:
                 raise UserError(f"{name} {value}: it must be {least} or more.")
         if self.engine == "rules" and self.rules is None:
             raise UserError("--engine rules with --no-rules would do nothing; leave one of them out.")
+        load_conduct(self.conduct)  # a wrong name is told of before any work
 
     @cached_property
     def code(self) -> Conduct:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_native.alignment.backends.backend import BackendDownError
+from megatron_native.alignment.gates.judging import build_gates
 from megatron_native.alignment.rewriting.chunks import read_chunk
 from megatron_native.alignment.rewriting.joining import joined_path
 from megatron_native.alignment.rewriting.pulling import Job
@@ -99,6 +100,23 @@ def test_an_answer_that_was_cut_off_leaves_the_passage_as_it_is(tmp_path: Path) 
         assert decision["state"] == "refused"
         assert decision["reason"] == "cut off: the answer reached its limit of tokens"
         assert decision["answer"] == "تقع"
+
+
+def test_what_a_gate_refuses_leaves_the_passage_as_it_is(tmp_path: Path) -> None:
+    job = prepared_job(tmp_path, settings_of())
+    refused = waiting(job)[3]
+    answer = "عذرًا، لا يمكنني المساعدة في هذا الطلب."
+    backend = WritingBackend(lambda passage: answer if passage == refused else marked(passage))
+    pull(job, backend, build_gates({}))
+    finish(job)
+    by_origin = {decision["origin"]: decision for decision in decisions(job.output)}
+    assert by_origin[refused]["state"] == "refused"
+    assert "refusal" in by_origin[refused]["refused"]
+    assert by_origin[refused]["answer"] == answer
+    assert by_origin[refused]["rewritten"] is None
+    assert not by_origin[refused]["gates"]["refusal"][1]
+    assert sum(refused in text for text in rewritten_texts(job.output).values()) == 1
+    assert not any(answer in text for text in rewritten_texts(job.output).values())
 
 
 def test_the_edit_form_replaces_spans(tmp_path: Path) -> None:

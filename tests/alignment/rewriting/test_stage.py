@@ -1,0 +1,237 @@
+"""The whole stage, on engines that are started for real."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from megatron_native.alignment.rewriting.export import decisions_of
+from megatron_native.cli import main
+from megatron_native.documents.inputs import expand_inputs
+from tests.alignment.rewriting.jobs import rewritten_texts, text_of, write_documents
+from tests.faulty_server import FaultyServer, edited
+
+ROOT = Path(__file__).resolve().parents[3]
+COMMAS = ("القمح والشعير ", "القمح, والشعير ")
+
+
+def noisy_texts(path: Path, count: int) -> dict[str, str]:
+    """Documents with Latin commas, which the server of the tests replaces."""
+    write_documents(path, count)
+    content = path.read_text(encoding="utf-8").replace(*COMMAS)
+    path.write_text(content, encoding="utf-8")
+    return {f"d{number}": text_of(number).replace(*COMMAS) for number in range(count)}
+
+
+def words(folder: Path, server: FaultyServer, *others: str, output: str = "out") -> list[str]:
+    return [
+        "rewrite", "--input", str(folder / "in"), "--output", str(folder / output),
+        "--engine", "openai", "--endpoint", server.url, "--model", server.model, "--no-first-look", "--no-rules",
+        "--passage-tokens", "64", "--workers", "1", *others,
+    ]  # fmt: skip
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(capfd):
+    """Run a command in this process: what it returned and said."""
+
+    def in_this_process(command: list[str]) -> Done:
+        capfd.readouterr()
+        code = main(command)
+        return Done(code, *capfd.readouterr())
+
+    return in_this_process
+
+
+@pytest.fixture
+def server():
+    with FaultyServer() as one:
+        yield one
+
+
+def check_whole(folder: Path, texts: dict[str, str], server: FaultyServer) -> None:
+    assert rewritten_texts(folder / "out") == {key: edited(text) for key, text in texts.items()}
+    ids = Counter(decision["id"] for decision in decisions_of(folder / "out"))
+    assert set(ids.values()) == {1}
+    assert set(server.ledger.paid.values()) == {1}
+    assert not (folder / "out" / "_progress").exists()
+
+
+def test_documents_carry_their_lineage_and_the_manifest_the_figures(tmp_path: Path, server: FaultyServer, run) -> None:
+    texts = noisy_texts(tmp_path / "in" / "a.jsonl", 5)
+    done = run([*words(tmp_path, server), "--json"])
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, texts, server)
+    manifest = json.loads(done.stdout)
+    decisions = list(decisions_of(tmp_path / "out"))
+    states = Counter(decision["state"] for decision in decisions)
+    figures = manifest["rewriting"]
+    assert {state: count for state, count in figures["passages"].items() if count} == dict(states)
+    assert figures["accepted_tokens"] == sum(decision["tokens"] for decision in decisions)
+    assert figures["engine_tokens"]["output"] == server.ledger.output_tokens
+    assert manifest["parameters"]["prompt_hash"] in json.dumps(read_first(tmp_path / "out"))
+    own = read_first(tmp_path / "out")["metadata"]["rewrite"]
+    assert own["worker"] == server.model
+    assert own["sampling"] == {"temperature": 0.0, "top_p": 1.0, "seed": 0}
+    assert sum(own["passages"].values()) == sum(decision["id"].startswith("d0#") for decision in decisions)
+    rewritten = next(decision for decision in decisions if decision["state"] == "rewritten")
+    assert all(passed for _, passed in rewritten["gates"].values())
+    assert len(rewritten["gates"]) > 5
+
+
+def read_first(output: Path) -> dict[str, object]:
+    import zstandard
+
+    with open(output / "part-00000.jsonl.zst", "rb") as file:
+        data = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
+    return json.loads(data.split(b"\n")[0])
+
+
+def test_done_again_is_skipped_and_other_settings_are_refused(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 2)
+    assert run(words(tmp_path, server)).returncode == 0
+    paid = sum(server.ledger.paid.values())
+    again = run(words(tmp_path, server))
+    assert again.returncode == 0
+    assert "skipped" in again.stdout
+    assert sum(server.ledger.paid.values()) == paid
+    other = run([*words(tmp_path, server), "--temperature", "0.5"])
+    assert other.returncode == 2
+    assert "sampling.temperature: 0.0 there, 0.5 asked for" in other.stderr
+
+
+def test_engines_in_processes_of_their_own(tmp_path: Path, server: FaultyServer, run) -> None:
+    texts = noisy_texts(tmp_path / "in" / "a.jsonl", 40)
+    done = run([*words(tmp_path, server), "--engines", "2", "--chunk-passages", "8"])
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, texts, server)
+
+
+def test_tasks_of_a_job_array_pull_from_one_another(tmp_path: Path, server: FaultyServer, run) -> None:
+    texts = noisy_texts(tmp_path / "in" / "a.jsonl", 40)
+    options = ["--part-bytes", "20000", "--chunk-passages", "8", "--task-count", "2"]
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "megatron_native", *words(tmp_path, server), *options, "--task-index", str(index)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    codes = set()
+    for task in tasks:
+        _, said = task.communicate()
+        assert task.returncode in (0, 75), said
+        codes.add(task.returncode)
+    if 0 not in codes:  # both left something to the other: the next submission finds it
+        last = run([*words(tmp_path, server), *options, "--task-index", "0"])
+        if last.returncode == 75:
+            last = run([*words(tmp_path, server), *options, "--task-index", "1"])
+        assert last.returncode == 0, last.stderr
+    check_whole(tmp_path, texts, server)
+
+
+def test_on_a_ray_cluster(tmp_path: Path, server: FaultyServer, run) -> None:
+    pytest.importorskip("ray")
+    texts = noisy_texts(tmp_path / "in" / "a.jsonl", 20)
+    command = words(tmp_path, server)
+    command[command.index("openai")] = "ray"
+    done = run([*command, "--backend", "openai", "--engines", "2", "--chunk-passages", "8"])
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, texts, server)
+
+
+def test_a_budget_stops_and_more_budget_goes_on(tmp_path: Path, server: FaultyServer, run) -> None:
+    texts = noisy_texts(tmp_path / "in" / "a.jsonl", 20)
+    command = [*words(tmp_path, server), "--chunk-passages", "8", "--option", "concurrency=2"]
+    stopped = run([*command, "--max-tokens", "60000"])
+    assert stopped.returncode == 1
+    assert "budget" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    spent = server.ledger.prompt_tokens + server.ledger.output_tokens
+    assert 0 < spent <= 60000
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path, texts, server)
+
+
+def test_a_server_that_is_not_there_ends_in_one_paragraph_and_the_work_is_kept(tmp_path: Path, run) -> None:
+    with FaultyServer() as server:
+        texts = noisy_texts(tmp_path / "in" / "a.jsonl", 4)
+        command = words(tmp_path, server)
+        server.die()
+        dead = run([*command, "--option", "give_up_seconds=1", "backoff_seconds=0.1"])
+        assert dead.returncode == 2
+        assert "Traceback" not in dead.stderr
+        assert "passages wait" in dead.stderr
+        server.revive()
+        done = run(command)
+        assert done.returncode == 0, done.stderr
+        check_whole(tmp_path, texts, server)
+
+
+def test_the_released_layout(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 30)
+    done = run([*words(tmp_path, server), "--export", str(tmp_path / "released")])
+    assert done.returncode == 0, done.stderr
+    paths = [tmp_path / "released" / "alignment_data_split" / f"alignment_data_{number}.jsonl" for number in range(10)]
+    pairs = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    accepted = [one for one in decisions_of(tmp_path / "out") if one["state"] == "rewritten"]
+    assert sorted(pair["origin"] for pair in pairs) == sorted(one["origin"] for one in accepted)
+    assert all(pair.keys() == {"origin", "rewritten"} and pair["rewritten"] == edited(pair["origin"]) for pair in pairs)
+    counts = [len(path.read_text(encoding="utf-8").splitlines()) for path in paths]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_an_estimate_of_everything_is_what_the_run_then_gives(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 20)
+    estimated = run([*words(tmp_path, server), "--estimate", "--sample", "10000", "--json"])
+    assert estimated.returncode == 0, estimated.stderr
+    assert not (tmp_path / "out").exists()
+    figures = json.loads(estimated.stdout)["estimate"]
+    done = run([*words(tmp_path, server), "--json"])
+    manifest = json.loads(done.stdout)["rewriting"]
+    assert figures["passages_for_worker"][0] == pytest.approx(sum(manifest["passages"].values()))
+    assert figures["tokens"][0] == pytest.approx(sum(manifest["tokens"].values()))
+    assert figures["accepted_tokens"][0] == pytest.approx(manifest["accepted_tokens"])
+    assert figures["written_tokens"][0] == pytest.approx(manifest["engine_tokens"]["output"])
+
+
+def test_documents_of_a_rewriting_can_be_read_by_the_next_stage(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "ar" / "a.jsonl", 3)
+    assert run(words(tmp_path, server)).returncode == 0
+    names = [path.relative_to(tmp_path / "out").as_posix() for path in expand_inputs([str(tmp_path / "out")])]
+    assert names
+    assert all("_decisions" not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--engine", "gpt"], "--engine gpt is not known"),
+        (["--engine", "vllm"], "--engine vllm needs --worker FOLDER"),
+        (["--engine", "openai"], "needs --endpoint URL"),
+        (["--engine", "openai", "--endpoint", "node1:8000", "--model", "w"], "give the base URL"),
+        (["--engine", "transformers", "--worker", "nowhere"], "there is no config.json"),
+        (["--engine", "rules", "--no-rules"], "would do nothing"),
+        (["--passage-tokens", "3"], "--passage-tokens 3: it must be 16 or more"),
+        (["--conduct", "generall"], "did you mean 'general'?"),
+        (["--engine", "openai", "--endpoint", "http://a/v1", "--model", "w", "--option", "x"], "write KEY=VALUE"),
+    ],
+)
+def test_what_is_asked_for_wrongly_ends_in_one_paragraph(tmp_path: Path, options: list[str], part: str, run) -> None:
+    write_documents(tmp_path / "in" / "a.jsonl", 1)
+    base = ["rewrite", "--input", str(tmp_path / "in")]
+    done = run([*base, "--output", str(tmp_path / "out"), *options])
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert part in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
