@@ -17,6 +17,8 @@ from megatron_native.data.indexed import IndexedTokens
 from megatron_native.data.ledger import Ledger, read_ledger
 from megatron_native.data.run_data import RunData
 from megatron_native.errors import UserError
+from megatron_native.training.restarts import last_step
+from megatron_native.training.retention import checkpoints_of, step_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Trace:
                     f"ledger has {record.digest[:12]}…. Say where that dataset is now with --moved {name}=PREFIX."
                 )
         self.data = RunData(self.ledger, self.prefixes)
-        self.last_step = last_step_of(run_dir)
+        self.last_step = last_step(run_dir)
 
     def step(self, step: int) -> list[Piece]:
         """Every piece of every document of a step, in the order of its samples.
@@ -137,8 +139,7 @@ class Trace:
 
     def checkpoints_after(self, step: int) -> list[str]:
         """The checkpoints in the run folder that have learned from a step."""
-        folders = sorted((self.run_dir / "checkpoints").glob("step_????????"))
-        return [folder.name for folder in folders if int(folder.name[5:]) >= step]
+        return [folder.name for folder in checkpoints_of(self.run_dir) if step_of(folder) >= step]
 
     def consumption(self) -> dict[str, dict[str, float]]:
         """What has been read of each dataset so far: sequences, tokens of context, epochs, documents."""
@@ -152,21 +153,6 @@ class Trace:
                 "documents": min(1.0, tokens / record.tokens) * record.documents,
             }  # fmt: skip
         return found
-
-
-def last_step_of(run_dir: Path) -> int:
-    """The last step that a run has finished, by its metrics; of a checkpoint, by its name."""
-    if run_dir.name.startswith("step_"):
-        return int(run_dir.name[5:])
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return 0
-    last = 0
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            if '"loss"' in line and line.endswith("\n"):
-                last = max(last, int(json.loads(line)["step"]))
-    return last
 
 
 def document_ids(prefix: Path, documents: set[int]) -> dict[int, str]:

@@ -17,6 +17,7 @@ from megatron_native.data.startup_check import check_datasets
 from megatron_native.errors import UserError
 from megatron_native.platform import Platform
 from megatron_native.training.course import Course, Progress
+from megatron_native.training.retention import checkpoints_of
 from megatron_native.training.shape import read_model
 
 
@@ -57,7 +58,7 @@ def build_indices(run: RunConfig, say: Callable[[str], None]) -> int:
     model = read_model(run)
     check_datasets(run, model, say)
     ledger, progress = Ledger(run.seed), Progress()
-    newest = sorted((run.run_dir / "checkpoints").glob("step_????????"))
+    newest = checkpoints_of(run.run_dir)
     if newest and run.checkpointing.resume:
         ledger = read_ledger(newest[-1])
         progress = Progress(**read_common(newest[-1])["progress"]["position"])

@@ -83,28 +83,6 @@ class Incidents:
         self._file.flush()
 
 
-def read_incidents(path: Path) -> list[dict[str, Any]]:
-    """Every whole event of an `incidents.jsonl`, oldest first; none where the file is missing.
-
-    A line that a kill cut short is left out, and said on stderr.
-    """
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_bytes().split(b"\n"):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-        except ValueError:
-            event = None
-        if isinstance(event, dict):
-            events.append(event)
-        else:
-            print(f"{path}: a line that was cut short is left out", file=sys.stderr)
-    return events
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -154,9 +154,14 @@ def _set_rank_environment(run: RunConfig, folder: LaunchFolder, processes: int) 
     os.environ[FOLDER_VARIABLE] = str(folder.path)
     os.environ[HELD_VARIABLE] = str(run.run_dir.resolve())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
-    # The ranks import the same package as this process, also from a clone that is not installed.
+    os.environ.update(with_this_package(os.environ))
+
+
+def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Python imports the same package as this process, also from a clone that is not installed."""
     package_root = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    there = environment.get("PYTHONPATH")
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, there]))}
 
 
 def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder: LaunchFolder) -> int:

@@ -18,6 +18,7 @@ from megatron_native.platform import Platform
 from megatron_native.training import checkpoints
 from megatron_native.training.course import Progress
 from megatron_native.training.model import TrainableModel
+from megatron_native.training.retention import newest_whole
 from megatron_native.training.shape import read_model
 from megatron_native.training.sharded_state import reset_moments
 
@@ -83,7 +84,7 @@ def _newest(run: RunConfig, platform: Platform, say: Callable[[str], None]) -> P
     """The newest whole checkpoint of the run folder, found by the main rank for all."""
     found: list[str | None] = [None]
     if platform.is_main:
-        newest = checkpoints.newest_whole(run.run_dir, run.checkpointing.verify_on_resume, say)
+        newest = newest_whole(run.run_dir, run.checkpointing.verify_on_resume, say)
         found = [None if newest is None else str(newest)]
     dist.broadcast_object_list(found, src=0)
     return None if found[0] is None else Path(found[0])

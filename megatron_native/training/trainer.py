@@ -41,6 +41,7 @@ from megatron_native.training.metrics import Metrics
 from megatron_native.training.model import build_trainable_model, initialize_parallel_state
 from megatron_native.training.norms import LogitStatistics, measure_norms
 from megatron_native.training.restore import Restored, restore, roll_back
+from megatron_native.training.retention import checkpoint_folder
 from megatron_native.training.shape import read_model
 from megatron_native.training.sharded_state import reset_moments
 from megatron_native.training.signals import STOP_SIGNALS, StopRequest
@@ -324,8 +325,8 @@ class Trainer:
         """Leave word that the run is done, for the next time the command is given."""
         if self.platform.is_main:
             plan = self.run.model_dump(mode="json")["phases"]
-            checkpoint = f"checkpoints/step_{self.progress.step:08d}"
-            record = {"step": self.progress.step, "checkpoint": checkpoint, "plan": plan}
+            checkpoint = checkpoint_folder(self.run.run_dir, self.progress.step).relative_to(self.run.run_dir)
+            record = {"step": self.progress.step, "checkpoint": str(checkpoint), "plan": plan}
             write_json(self.run.run_dir / FINISHED_FILE, record)
 
     def _record(self, plan: StepPlan, verdict: Verdict) -> None:

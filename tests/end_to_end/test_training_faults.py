@@ -24,8 +24,7 @@ import yaml
 
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.data.ledger import read_ledger
-from megatron_native.training.incidents import read_incidents
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from tests.distributed import REPOSITORY
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config, write_token_dataset
@@ -89,7 +88,7 @@ class Run:
     def step(self) -> int:
         """The last step that the metrics have."""
         path = self.run_dir / "metrics.jsonl"
-        steps = [int(str(record["step"])) for record in read_metrics(path)] if path.is_file() else []
+        steps = [int(str(record["step"])) for record in read_json_lines(path)] if path.is_file() else []
         return max(steps, default=0)
 
     def ranks(self) -> list[int]:
@@ -104,7 +103,7 @@ class Run:
 
     def losses(self) -> dict[int, float]:
         """Step → loss."""
-        records = read_metrics(self.run_dir / "metrics.jsonl")
+        records = read_json_lines(self.run_dir / "metrics.jsonl")
         return {int(str(record["step"])): float(str(record["loss"])) for record in records if "loss" in record}
 
 
@@ -231,7 +230,7 @@ def disk(run: Run, chance: random.Random) -> str:
         run.start()
         code = run.wait()
     assert code == 0, run.log()
-    failed = sum(event["kind"] == "save_failed" for event in read_incidents(incidents))
+    failed = sum(event["kind"] == "save_failed" for event in read_json_lines(incidents))
     assert failed, "the disk was full when the run wanted to save"
     return f"disk full from step {at} on, {failed} saves failed"
 
@@ -241,7 +240,7 @@ def nan(run: Run, chance: random.Random) -> str:
     run.fault = {"nan_at": chance.randrange(2, STEPS)}
     run.start()
     assert run.wait() == 0, run.log()
-    kinds = [event["kind"] for event in read_incidents(run.run_dir / "incidents.jsonl")]
+    kinds = [event["kind"] for event in read_json_lines(run.run_dir / "incidents.jsonl")]
     assert kinds == ["recomputed"]
     return f"no number in step {run.fault['nan_at']}"
 

@@ -216,7 +216,8 @@ def full_disk(trainer: Any, **_: Any) -> dict[str, Any]:
 
 def rollback(trainer: Any, **_: Any) -> dict[str, Any]:
     """Back to a checkpoint in the running process, twice: exactly, and with the optimizer anew."""
-    from megatron_native.training.checkpoints import checkpoint_folder, load_checkpoint
+    from megatron_native.training.checkpoints import load_checkpoint
+    from megatron_native.training.retention import checkpoint_folder
 
     saver = checkpointer(trainer)
     for _ in range(3):

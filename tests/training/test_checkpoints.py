@@ -18,7 +18,7 @@ from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
 from megatron_native.errors import UserError
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.retention import Retention, checkpoints_of, newest_whole
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
@@ -34,7 +34,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(run: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+    return [record["loss"] for record in read_json_lines(run / "metrics.jsonl") if "loss" in record]
 
 
 def reports(run: Path) -> list[dict[str, Any]]:

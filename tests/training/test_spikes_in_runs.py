@@ -10,8 +10,7 @@ import pytest
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.data.ledger import read_ledger
 from megatron_native.data.trace import Trace
-from megatron_native.training.incidents import read_incidents
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config
@@ -42,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, token_dataset: Path) -> Path:
 
 
 def losses(run: Path) -> dict[int, float]:
-    return {int(str(r["step"])): float(str(r["loss"])) for r in read_metrics(run / "metrics.jsonl") if "loss" in r}
+    return {int(str(r["step"])): float(str(r["loss"])) for r in read_json_lines(run / "metrics.jsonl") if "loss" in r}
 
 
 def test_a_skipped_step_is_consumed_and_leaves_no_trace(runs: Path) -> None:
@@ -51,7 +50,7 @@ def test_a_skipped_step_is_consumed_and_leaves_no_trace(runs: Path) -> None:
     assert ledger.not_learned == [8]
     assert ledger.samples_of(9) == range(64, 72)
     assert not Trace(runs / "skip").document(*a_document_of(runs / "skip", 8))[-1].learned
-    assert [event["kind"] for event in read_incidents(runs / "skip" / "incidents.jsonl")] == ["loss_spike"]
+    assert [event["kind"] for event in read_json_lines(runs / "skip" / "incidents.jsonl")] == ["loss_spike"]
 
 
 def a_document_of(run: Path, step: int) -> tuple[str, int]:
@@ -84,17 +83,17 @@ def test_a_number_that_is_none_is_computed_again_and_then_skipped(runs: Path) ->
     assert losses(runs / "nan once") == losses(runs / "undisturbed")
     assert read_ledger(runs / "nan once").not_learned == []
     assert read_ledger(runs / "nan").not_learned == [5]
-    (event,) = read_incidents(runs / "nan" / "incidents.jsonl")
+    (event,) = read_json_lines(runs / "nan" / "incidents.jsonl")
     assert event["step"] == 5 and event["details"]["samples"] == [32, 40]
     assert event["details"]["documents"]["tokens_text_document"], "the batch's documents can be looked at"
-    (update,) = [r["updated"] for r in read_metrics(runs / "nan" / "metrics.jsonl") if r["step"] == 5 and "loss" in r]
+    (update,) = [r["updated"] for r in read_json_lines(runs / "nan" / "metrics.jsonl") if r["step"] == 5 and "loss" in r]
     assert update is False
 
 
 def test_norms_are_measured_at_their_interval_and_change_nothing(runs: Path) -> None:
-    measured = [r for r in read_metrics(runs / "undisturbed" / "metrics.jsonl") if "norms" in r]
+    measured = [r for r in read_json_lines(runs / "undisturbed" / "metrics.jsonl") if "norms" in r]
     assert [r["step"] for r in measured] == [4, 8]
-    step = next(r for r in read_metrics(runs / "undisturbed" / "metrics.jsonl") if r["step"] == 4 and "loss" in r)
+    step = next(r for r in read_json_lines(runs / "undisturbed" / "metrics.jsonl") if r["step"] == 4 and "loss" in r)
     norms: Any = measured[0]["norms"]
     assert norms["gradient"] == pytest.approx(step["grad_norm"], rel=1e-4)
     assert norms["weight"] > 0 and norms["logits"]["rms"] > 0
