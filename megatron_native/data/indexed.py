@@ -233,12 +233,6 @@ class IndexedTokens:
         """The ids of one document, its sequences joined."""
         return self.read(*self.document_place(index))
 
-    def document_starts(self) -> NDArray[np.int64]:
-        """int64 [documents + 1]: where each document's ids start in `.bin`, in ids, and where the last one's end."""
-        starts = np.zeros(self.sequence_count + 1, dtype=np.int64)
-        np.cumsum(self.sequence_lengths, dtype=np.int64, out=starts[1:])
-        return starts[self.document_boundaries]
-
     @property
     def indexed_tokens(self) -> int:
         """Ids that the index describes; `token_count` where the files belong together."""

@@ -186,7 +186,7 @@ def test_incidents_are_written_and_said(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_other_ranks_write_no_incidents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Incidents(tmp_path / "incidents.jsonl", enabled=False).record(incidents.ROLLBACK, "back to step 3")
+    Incidents(tmp_path / "incidents.jsonl", enabled=False).record(incidents.LOSS_SPIKE, "back to step 3")
     assert not (tmp_path / "incidents.jsonl").exists()
     assert capsys.readouterr().err == ""
 
