@@ -25,7 +25,7 @@ from megatron_native.config.load import load_run_config
 from megatron_native.config.megatron import CUDA_ENVIRONMENT
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, UserError
-from megatron_native.training.incidents import GAVE_UP, RANK_DIED, RESTART, Incidents
+from megatron_native.training.incidents import GAVE_UP, RANK_DIED, RESTART, STOP_REQUESTED, Incidents
 from megatron_native.training.launch_folder import FOLDER_VARIABLE, LaunchFolder
 from megatron_native.training.restarts import Death, RestartPolicy
 from megatron_native.training.run_lock import HELD_VARIABLE, STALE_SECONDS, RunLock
@@ -180,7 +180,7 @@ def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder:
             return False
         if _died_of_a_stop(deaths, folder):
             folder.leave_requeue(deaths[0].rank)
-            print(f"stopped by {folder.stop_requested()} while the ranks were starting", file=sys.stderr, flush=True)
+            incidents.record(STOP_REQUESTED, f"stopped by {folder.stop_requested()} while the ranks were starting")
             return False
         details = {"deaths": [vars(death) for death in deaths], "restarts": policy.restarts}
         if folder.stop_requested() is not None:

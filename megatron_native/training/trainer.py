@@ -70,7 +70,7 @@ class Trainer:
         self.configs = megatron_configs(run, self.model_config, platform.name, spec, has_nvidia_apex())
         self.model = build_trainable_model(run, self.model_config, self.configs, platform.device)
         self.incidents = Incidents(run.run_dir / "incidents.jsonl", platform.is_main)
-        self.restored: Restored = restore(run, self.model, platform, self.say)
+        self.restored: Restored = restore(run, self.model, platform, self.say, self.incidents)
         self.course = Course(run, self.restored.ledger, self.restored.progress)
         self.data: RunData = open_run_data(run, self.course, platform, self.say)
         tokenizer = (run.model.checkpoint or run.model.branch_from or run.run_dir) / layout.TOKENIZER_FOLDER
@@ -150,6 +150,8 @@ class Trainer:
                 return "stopped"
             signal = self._agreed(stop.requested)
             if signal:
+                message = f"{signal} came: the run stops after step {plan.step} and is saved"
+                self.incidents.record(kinds.STOP_REQUESTED, message, plan.step)
                 return signal
             if self._due(run.checkpointing.save_interval) and self.course.next_step() is not None:
                 self._save()
@@ -284,7 +286,7 @@ class Trainer:
     def _roll_back(self, plan: StepPlan, verdict: Verdict) -> None:
         """Back to the last whole checkpoint, and past the data up to and including this step's."""
         self._say_saves(self.checkpointer.wait())
-        restored = roll_back(self.run, self.model, self.platform, self.say)
+        restored = roll_back(self.run, self.model, self.platform, self.say, self.incidents)
         self.course = Course(self.run, restored.ledger, restored.progress)
         self.data = run_data(self.run, self.course)
         self.judgement.back_to(restored.monitors)

@@ -1,4 +1,7 @@
-"""Real runs that meet a loss spike or a number that is none: what is skipped, what is rolled back, what the ledger says."""
+"""Real runs that meet a loss spike, a number that is none, a signal or a damaged checkpoint.
+
+What is skipped, what is rolled back, what the ledger and the incidents say.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, token_dataset: Path) -> Path:
         return {"train": config, "planted": {str(step): losses for step, losses in planted.items()}}
 
     nan = "nan"
+    stopped = job("stopped", {}, "warn")
     jobs = [
         job("undisturbed", {}), job("skip", {8: [99.0]}, "skip"), job("rollback", {8: [99.0]}, "rollback"),
         job("stop", {8: [99.0]}, "stop"), job("nan", {5: [nan, nan]}), job("nan once", {5: [nan]}),
         job("no budget", {5: [nan, nan]}, nonfinite_budget=0),
+        {**stopped, "signals": {"5": "SIGTERM"}}, {**stopped, "damaged": True, "signals": {"7": "SIGUSR1"}}, stopped,
     ]  # fmt: skip
     run_jobs(folder, 1, jobs, module="tests.training.planted_worker")
     return folder
@@ -73,10 +78,10 @@ def test_a_rollback_goes_past_the_data_since_the_checkpoint(runs: Path) -> None:
 
 
 def test_a_stop_saves_what_was_before_the_spike(runs: Path) -> None:
-    assert (runs / "stop" / "exit_code").read_text() == "1"
+    assert (runs / "stop" / "exit_code").read_text() == "1 "
     assert max(losses(runs / "stop")) == 7
     assert (runs / "stop" / "checkpoints" / "step_00000007").is_dir()
-    assert (runs / "no budget" / "exit_code").read_text() == "1"
+    assert (runs / "no budget" / "exit_code").read_text() == "1 "
 
 
 def test_a_number_that_is_none_is_computed_again_and_then_skipped(runs: Path) -> None:
@@ -88,6 +93,18 @@ def test_a_number_that_is_none_is_computed_again_and_then_skipped(runs: Path) ->
     assert event["details"]["documents"]["tokens_text_document"], "the batch's documents can be looked at"
     (update,) = [r["updated"] for r in read_json_lines(runs / "nan" / "metrics.jsonl") if r["step"] == 5 and "loss" in r]
     assert update is False
+
+
+def test_signals_and_a_damaged_checkpoint_are_incidents_and_cost_nothing(runs: Path) -> None:
+    run = runs / "stopped"
+    first, damaged, second = read_json_lines(run / "incidents.jsonl")
+    assert [event["kind"] for event in (first, damaged, second)] == ["stop_requested", "checkpoint_damaged", "stop_requested"]
+    assert [event["step"] for event in (first, damaged, second)] == [5, 5, 7]
+    assert "SIGTERM came" in first["message"] and "SIGUSR1 came" in second["message"]
+    assert "step_00000005.damaged" in damaged["message"] and "Going on from step_00000003" in damaged["message"]
+    assert (run / "checkpoints" / "step_00000005.damaged").is_dir() and (run / "checkpoints" / "step_00000007").is_dir()
+    assert (run / "exit_code").read_text() == "75 75 0 "
+    assert losses(run) == losses(runs / "undisturbed")
 
 
 def test_norms_are_measured_at_their_interval_and_change_nothing(runs: Path) -> None:
