@@ -168,16 +168,16 @@ class Trainer:
             data_parallel_size(run, self.platform.world_size),
         )  # fmt: skip
         batches = list(step_micro_batches(self.data, numbers, self.platform.device, run.data.document_boundaries))
-
-        statistics = self._observe_logits(plan)
+        interval, logits = run.logging.norms_interval, None
+        measured = interval > 0 and plan.step % interval == 0
 
         def compute() -> StepResult:
+            nonlocal logits
             self.watchdog.at(plan.step, "forward and backward")
+            logits = self._observe_logits(measured)
             return compute_gradients(self.model.chunks, self.model.optimizer, batches, self.platform.device)
 
         result = compute()
-        if statistics is not None:
-            self.metrics.norms(plan.step, measure_norms(self.model, gradients=True, logits=statistics))
         verdict = self.judgement.judge(plan, result, compute)
         if verdict.incident is not None:
             self._record(plan, verdict)
@@ -186,8 +186,10 @@ class Trainer:
             return verdict
         if verdict.stops:
             return verdict
-        result = verdict.result
+        result, norms = verdict.result, None
         if verdict.updates:
+            if measured:
+                norms = measure_norms(self.model, gradients=True, logits=logits)
             self.watchdog.at(plan.step, "updating")
             apply_update(self.model.optimizer, result, plan.learning_rate, run.optimizer.weight_decay)
         else:
@@ -199,12 +201,13 @@ class Trainer:
             plan.step, result, plan.learning_rate, time.monotonic() - started, self.progress.consumed_samples,
             self.progress.consumed_tokens, phase=plan.phase.name, batch=plan.batch_size,
         )  # fmt: skip
+        if norms is not None:
+            self.metrics.norms(plan.step, norms)
         return verdict
 
-    def _observe_logits(self, plan: StepPlan) -> LogitStatistics | None:
-        """Have the logits of a step observed, if its norms are measured."""
-        interval = self.run.logging.norms_interval
-        statistics = LogitStatistics(self.platform.device) if interval and plan.step % interval == 0 else None
+    def _observe_logits(self, measured: bool) -> LogitStatistics | None:
+        """Have the logits of the next forward passes observed, by sums of their own, or no longer."""
+        statistics = LogitStatistics(self.platform.device) if measured else None
         for module in self.model.modules:
             module.logit_observer = statistics
         return statistics
