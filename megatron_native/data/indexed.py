@@ -73,8 +73,8 @@ class IndexedWriter:
         }
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._bin = open(self._temporary["bin"], "wb")  # noqa: SIM115 — closed by close() or abort()
-        self._lengths = open(self._temporary["lengths"], "wb")  # noqa: SIM115
-        self._ends = open(self._temporary["ends"], "wb")  # noqa: SIM115
+        self._lengths = open(self._temporary["lengths"], "wb")  # noqa: SIM115 — likewise
+        self._ends = open(self._temporary["ends"], "wb")  # noqa: SIM115 — likewise
 
     def __enter__(self) -> IndexedWriter:
         return self
