@@ -250,7 +250,7 @@ def rollback(trainer: Any, **_: Any) -> dict[str, Any]:
         "weights are back": all(torch.equal(a, b) for a, b in zip(weights(), saved_weights, strict=True)),
         "masters are back": all(torch.equal(a, b) for a, b in zip(masters(), saved_masters, strict=True)),
     }  # fmt: skip
-    setattr(trainer.progress, "consumed_samples", position["consumed_samples"])  # noqa: B010
+    trainer.progress.consumed_samples = position["consumed_samples"]
     before = masters()
     seen["first loss after a reset"] = one_step(trainer)[0].loss
     seen["update"] = max(float((a - b).abs().max()) for a, b in zip(masters(), before, strict=True))
