@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def work(folder: Path) -> None:
         took["synchronous"] = savers[False].save(step, model, {"step": step}, folder / "source", {})
         assert not savers[False].wait()[0].failed
         settle()
-        took["core"] = timed(lambda step=step: core_save(model, folder / f"core {step}"))  # type: ignore[misc]
+        took["core"] = timed(partial(core_save, model, folder / f"core {step}"))
         dist.barrier()
         if platform.is_main:
             shutil.rmtree(folder / f"core {step}")

@@ -196,7 +196,7 @@ class _Builder:
 
     def __init__(self, prefix: Path) -> None:
         self.prefix, self.lengths, self.ends = prefix, list[int](), [0]
-        self.file = open(f"{prefix}.bin", "wb")  # noqa: SIM115
+        self.file = open(f"{prefix}.bin", "wb")  # noqa: SIM115 (closed by finalize)
 
     def add_document(self, ids: Any, lengths: list[int]) -> None:
         import numpy as np

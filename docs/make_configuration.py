@@ -130,5 +130,4 @@ def one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    print(page(), end="")
+    sys.stdout.buffer.write(page().encode())

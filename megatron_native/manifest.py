@@ -111,6 +111,12 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def stage_manifest_of(path: Path) -> Path | None:
+    """The manifest of the stage folder that a file lies in, which may be split into sub-folders; None where there is none."""
+    places = (path.parent / "manifest.json", path.parent.parent / "manifest.json")
+    return next((place for place in places if place.is_file()), None)
+
+
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest at `path`, or None where there is none.
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, cast
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from megatron_native.config.merge import merged
 from megatron_native.errors import UserError
 from megatron_native.manifest import parameters_hash
 
@@ -232,15 +233,7 @@ def _over(parent: Conduct, raw: dict[str, Any], path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: drop: {parent.name} has no entry '{key}'; {_near(key, known)}.")
         for section in sections:
             del under[section][key]
-    return _merged(under, raw)
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(under.get(key), Mapping)
-        result[key] = _merged(under[key], value) if both else value
-    return result
+    return merged(under, raw)
 
 
 def _check(raw: dict[str, Any], path: Path, lineage: tuple[str, ...]) -> Conduct:

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FamilyName = Literal["llama", "qwen2"]
+
 
 class RopeScaling(BaseModel):
     """LLaMA-3.1's frequency scaling, with the names and meaning of transformers' `rope_type: llama3`."""
@@ -26,7 +28,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    family: Literal["llama", "qwen2"]
+    family: FamilyName
     num_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
     ffn_hidden_size: int = Field(gt=0)

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from megatron_native.config.merge import merged
 from megatron_native.config.run import BlendEntry, RunConfig
 from megatron_native.errors import UserError
 
@@ -67,15 +68,7 @@ def over_preset(name: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: there is no such preset.
     """
-    return _merged(read_preset(name).settings, raw)
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(under.get(key), Mapping)
-        result[key] = _merged(under[key], value) if both else value
-    return result
+    return merged(read_preset(name).settings, raw)
 
 
 def replay_share(blend: list[BlendEntry]) -> float:

@@ -106,8 +106,9 @@ def print_preview(result: Preview, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(title=f"preview of {result.read:,} records (nothing written)", title_justify="left")
-    for name, justify in (("bucket", "left"), ("documents", "right"), ("kept", "right"), ("keep rate", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("bucket")
+    for name in ("documents", "kept", "keep rate"):
+        table.add_column(name, justify="right")
     table.add_column("refused for")
     for bucket in sorted({*result.kept, *result.refused}):
         kept, refused = result.kept[bucket], result.refused.get(bucket, Counter())

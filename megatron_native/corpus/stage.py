@@ -17,7 +17,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -320,8 +320,3 @@ def _lineage(output: Path, entries: Sequence[Mapping[str, Any]], folders: Sequen
     for folder in folders:
         found.setdefault(folder / MANIFEST)
     return [{"manifest": path.parent.name + "/" + path.name, "xxh3_128": file_digest(path)} for path in found]
-
-
-def settings_of(settings: Any) -> dict[str, Any]:
-    """A settings dataclass as manifest parameters, paths as text."""
-    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()}

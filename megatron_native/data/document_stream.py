@@ -62,9 +62,6 @@ class Stream(Protocol):
     def located(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Where in this stream the base stream's [start, stop) is, as far as it is in it."""
 
-    def to_base(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The base stream's ranges that [start, stop) is."""
-
 
 class _Epoch(NamedTuple):
     documents: NDArray[np.integer]
@@ -141,10 +138,6 @@ class DocumentStream:
             yield bounds[:-1][some] + origin, lengths[some]
 
     def located(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The same range."""
-        return [(start, stop)]
-
-    def to_base(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The same range."""
         return [(start, stop)]
 
@@ -255,10 +248,6 @@ class RestStream:
                 place = int(self._placed[at]) - int(self.starts[at])
                 found.append((begin + place, end + place))
         return sorted(found)
-
-    def to_base(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The base stream's ranges that [start, stop) is."""
-        return [base for first, last in self._to_parent(start, stop) for base in self.parent.to_base(first, last)]
 
     def _to_parent(self, start: int, stop: int) -> list[tuple[int, int]]:
         ranges = []

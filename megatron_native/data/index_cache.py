@@ -40,6 +40,10 @@ class IndexCache:
         self.folder = folder
         self._say = say or (lambda _: None)
 
+    def keeps(self, entries: int) -> bool:
+        """Whether arrays of so many entries are written to the folder."""
+        return self.folder is not None and entries >= IN_MEMORY
+
     def columns(
         self, entries: int, key: Callable[[], Mapping[str, Any]], build: Callable[[], Columns]
     ) -> dict[str, NDArray[Any]]:
@@ -48,7 +52,7 @@ class IndexCache:
         Raises:
             UserError: what lies there belongs to another key, is damaged, or can't be written.
         """
-        if self.folder is None or entries < IN_MEMORY:
+        if self.folder is None or not self.keeps(entries):
             return {name: _joined(chunks) for name, chunks in build().items()}
         content = json.loads(json.dumps({"format": FORMAT, **key()}))
         place = self.folder / parameters_hash(content)[:32]

@@ -73,8 +73,8 @@ class IndexedWriter:
         }
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._bin = open(self._temporary["bin"], "wb")  # noqa: SIM115 — closed by close() or abort()
-        self._lengths = open(self._temporary["lengths"], "wb")  # noqa: SIM115
-        self._ends = open(self._temporary["ends"], "wb")  # noqa: SIM115
+        self._lengths = open(self._temporary["lengths"], "wb")  # noqa: SIM115 — likewise
+        self._ends = open(self._temporary["ends"], "wb")  # noqa: SIM115 — likewise
 
     def __enter__(self) -> IndexedWriter:
         return self
@@ -172,6 +172,10 @@ def merge(parts: Iterable[Path], prefix: Path, dtype: type[np.number[Any]]) -> N
 class IndexedTokens:
     """A read-only view of one indexed dataset, nothing loaded; safe to fork and to pickle.
 
+    Args:
+        prefix: of `.bin` and `.idx`.
+        digest: what `digest()` would find, where that is known: it reads the whole `.idx`.
+
     The index is memory-mapped. Ids are read by `pread`, since random pieces of a large map cost a page fault each, which
     on some machines takes a thousand times as long as the read.
 
@@ -182,7 +186,7 @@ class IndexedTokens:
         token_count: ids in `.bin`.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
+    def __init__(self, prefix: str | Path, digest: str | None = None) -> None:
         self.prefix = Path(prefix)
         index, data = idx_path(self.prefix), bin_path(self.prefix)
         self.dtype, self.sequence_count, boundaries = _read_header(index)
@@ -196,7 +200,7 @@ class IndexedTokens:
         self.sequence_pointers = _view(raw, lengths_end, pointers_end, "<i8")
         self.document_boundaries = _view(raw, pointers_end, pointers_end + 8 * boundaries, "<i8")
         self.token_count = data.stat().st_size // self.dtype.itemsize
-        self._digest: str | None = None
+        self._digest = digest
         self._file = os.open(data, os.O_RDONLY)
         self._index_file = os.open(index, os.O_RDONLY)
         for descriptor in (self._file, self._index_file):
@@ -232,12 +236,6 @@ class IndexedTokens:
     def document(self, index: int) -> NDArray[Any]:
         """The ids of one document, its sequences joined."""
         return self.read(*self.document_place(index))
-
-    def document_starts(self) -> NDArray[np.int64]:
-        """int64 [documents + 1]: where each document's ids start in `.bin`, in ids, and where the last one's end."""
-        starts = np.zeros(self.sequence_count + 1, dtype=np.int64)
-        np.cumsum(self.sequence_lengths, dtype=np.int64, out=starts[1:])
-        return starts[self.document_boundaries]
 
     @property
     def indexed_tokens(self) -> int:

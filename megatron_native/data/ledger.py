@@ -171,20 +171,16 @@ class Ledger:
                 kinds.append(Taken(segment.packing, segment.seq_length, count))
         return {name: kinds for name, kinds in taken.items() if kinds}
 
-    def cut_after(self, step: int, sample: int) -> None:
-        """Forget what comes after a step that the run goes back to, `sample` being the next one then."""
-        self.segments = [entry for entry in self.segments if entry.first_step <= step or entry.first_sample < sample]
-        self.stretches = [entry for entry in self.stretches if entry.first_step <= step]
-        self.passed_over = [entry for entry in self.passed_over if entry.before_step <= step]
-        self.not_learned = [entry for entry in self.not_learned if entry <= step]
-
     def dumps(self) -> str:
         """The ledger as JSON text."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=1) + "\n"
+        return json.dumps(self._content(), ensure_ascii=False, indent=1) + "\n"
 
     def save(self, run_dir: Path) -> None:
         """Write `ledger/ledger.json` whole."""
-        write_json(run_dir / LEDGER_FILE, json.loads(self.dumps()))
+        write_json(run_dir / LEDGER_FILE, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def loads(cls, text: str, source: str) -> Ledger:
@@ -222,8 +218,3 @@ def read_ledger(run_dir: Path) -> Ledger:
         if path.is_file():
             return Ledger.loads(path.read_text(encoding="utf-8"), str(path))
     raise UserError(f"{run_dir} has no ledger ({LEDGER_FILE}): give the folder of a run, or one of its checkpoints.")
-
-
-def plain(ledger: Ledger) -> dict[str, Any]:
-    """The ledger as plain values."""
-    return dict(json.loads(ledger.dumps()))

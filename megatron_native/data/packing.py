@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,31 +21,6 @@ Ranges = list[tuple[int, int]]
 """[start, stop) offsets in a stream."""
 WINDOW = 1 << 20
 """Pieces that are packed together by best fit."""
-
-
-class PackedStream(Protocol):
-    """A stream cut into numbered sequences."""
-
-    stream: Stream
-    seq_length: int
-
-    def first_sequence(self, block: int) -> int:
-        """The number of sequences in the blocks before, which is the number of this block's first."""
-
-    def block_of(self, n: int) -> int:
-        """The block that the n-th visited sequence belongs to."""
-
-    def ranges(self, n: int) -> Ranges:
-        """What the n-th visited sequence is made of: at most `seq_length` tokens."""
-
-    def following(self, n: int) -> tuple[int, int] | None:
-        """The one token after the n-th visited sequence in the stream, if what follows it there means anything."""
-
-    def rest(self, n: int) -> Stream:
-        """What is left of the stream after the first n visited sequences."""
-
-    def visits(self, start: int, stop: int) -> list[int]:
-        """The numbers of the sequences that any of [start, stop) is in."""
 
 
 class Concatenated:

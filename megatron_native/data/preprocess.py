@@ -343,11 +343,9 @@ def _input_manifests(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]
     """The manifests of the stage folders that the inputs lie in: the dataset's lineage."""
     found: dict[Path, dict[str, Any]] = {}
     for path in paths:
-        for place in (path.parent, path.parent.parent):
-            candidate = place / "manifest.json"
-            if candidate.is_file() and candidate not in found and (manifest := manifests.read_manifest(candidate)):
-                found[candidate] = {**manifests.file_entry(candidate, folder), "stage": manifest["stage"]}
-                break
+        candidate = manifests.stage_manifest_of(path)
+        if candidate is not None and candidate not in found and (manifest := manifests.read_manifest(candidate)):
+            found[candidate] = {**manifests.file_entry(candidate, folder), "stage": manifest["stage"]}
     return list(found.values())
 
 

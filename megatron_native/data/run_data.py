@@ -36,6 +36,7 @@ class RunData:
         datasets: dataset name → prefix, for every dataset that samples are asked of.
         cache: where the orders of large datasets are kept.
         policies: dataset name → which labels count.
+        digests: dataset name → digest of its `.idx`, where it is known.
     """
 
     def __init__(
@@ -44,16 +45,17 @@ class RunData:
         datasets: Mapping[str, Path],
         cache: IndexCache | None = None,
         policies: Mapping[str, LossPolicy] | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         self.ledger, self.prefixes = ledger, dict(datasets)
-        self.cache, self.policies = cache, dict(policies or {})
+        self.cache, self.policies, self.digests = cache, dict(policies or {}), dict(digests or {})
         self._datasets: dict[str, IndexedTokens] = {}
         self._indices: OrderedDict[tuple[int, str], SequenceIndex] = OrderedDict()
 
     def dataset(self, name: str) -> IndexedTokens:
         """A dataset, opened once."""
         if name not in self._datasets:
-            self._datasets[name] = IndexedTokens(self.prefixes[name])
+            self._datasets[name] = IndexedTokens(self.prefixes[name], self.digests.get(name))
         return self._datasets[name]
 
     def record(self, name: str) -> DatasetRecord:

@@ -87,6 +87,12 @@ class SequenceIndex:
         """Tokens of the dataset."""
         return self.stream.tokens_per_epoch
 
+    @property
+    def kept(self) -> bool:
+        """Whether its orders are large enough to be kept in the cache; smaller ones are built by every process."""
+        cache, sequences = self.stream.cache, self.tokens_per_epoch // self.seq_length + 1
+        return cache.keeps(max(self.stream.document_count, sequences))
+
     def first_sequence(self, epoch: int) -> int:
         """The number of sequences in the blocks before `epoch` (a whole one, or the rest of one), which is its first's."""
         return self.packed.first_sequence(epoch)

@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -89,6 +89,17 @@ def dataset_prefixes(run: RunConfig) -> list[Path]:
     """The distinct datasets of `data.blend` and of the phases' blends, in the order in which they are named."""
     entries = [*run.data.blend, *(entry for phase in run.phases for entry in phase.blend or [])]
     return list({entry.prefix.resolve(): entry.prefix for entry in reversed(entries)}.values())[::-1]
+
+
+def checked_digests(run_dir: Path, prefixes: Iterable[Path]) -> dict[Path, str]:
+    """Digests of `.idx` files, as a run's last check found them; none for a file that has changed since or is not there."""
+    stamp = _read_stamp(run_dir / STAMP_FILE)
+    found = {}
+    for prefix in prefixes:
+        fact = stamp.get(str(prefix.resolve()))
+        if fact is not None and fact["idx"] == _times(DatasetFiles(prefix))["idx"]:
+            found[prefix] = fact["idx_xxh3_128"]
+    return found
 
 
 def describe(prefix: Path, fact: Mapping[str, Any]) -> str:
@@ -294,13 +305,15 @@ def _still_valid(fact: Mapping[str, Any] | None, prefix: Path, mode: str) -> boo
     return all(fact[name] == value for name, value in _times(DatasetFiles(prefix)).items())
 
 
-def _read_stamp(path: Path, about_model: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What earlier checks for the same vocabulary and tokenizer found; nothing where the file can't be used."""
+def _read_stamp(path: Path, about_model: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """What earlier checks found (for this vocabulary and tokenizer, if given); nothing where the file can't be used."""
     try:
         stamp = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(stamp, dict) or stamp.get("format") != STAMP_FORMAT or stamp.get("model") != about_model:
+    if not isinstance(stamp, dict) or stamp.get("format") != STAMP_FORMAT:
+        return {}
+    if about_model is not None and stamp.get("model") != about_model:
         return {}
     return dict(stamp["datasets"])
 

@@ -7,7 +7,6 @@ datasets lead further: to the files a document came from and what was done to th
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,9 @@ from megatron_native.data.indexed import IndexedTokens
 from megatron_native.data.ledger import Ledger, read_ledger
 from megatron_native.data.run_data import RunData
 from megatron_native.errors import UserError
+from megatron_native.manifest import read_manifest, stage_manifest_of
+from megatron_native.training.restarts import last_step
+from megatron_native.training.retention import checkpoints_of, step_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Trace:
                     f"ledger has {record.digest[:12]}…. Say where that dataset is now with --moved {name}=PREFIX."
                 )
         self.data = RunData(self.ledger, self.prefixes)
-        self.last_step = last_step_of(run_dir)
+        self.last_step = last_step(run_dir)
 
     def step(self, step: int) -> list[Piece]:
         """Every piece of every document of a step, in the order of its samples.
@@ -137,8 +139,7 @@ class Trace:
 
     def checkpoints_after(self, step: int) -> list[str]:
         """The checkpoints in the run folder that have learned from a step."""
-        folders = sorted((self.run_dir / "checkpoints").glob("step_????????"))
-        return [folder.name for folder in folders if int(folder.name[5:]) >= step]
+        return [folder.name for folder in checkpoints_of(self.run_dir) if step_of(folder) >= step]
 
     def consumption(self) -> dict[str, dict[str, float]]:
         """What has been read of each dataset so far: sequences, tokens of context, epochs, documents."""
@@ -152,21 +153,6 @@ class Trace:
                 "documents": min(1.0, tokens / record.tokens) * record.documents,
             }  # fmt: skip
         return found
-
-
-def last_step_of(run_dir: Path) -> int:
-    """The last step that a run has finished, by its metrics; of a checkpoint, by its name."""
-    if run_dir.name.startswith("step_"):
-        return int(run_dir.name[5:])
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return 0
-    last = 0
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            if '"loss"' in line and line.endswith("\n"):
-                last = max(last, int(json.loads(line)["step"]))
-    return last
 
 
 def document_ids(prefix: Path, documents: set[int]) -> dict[int, str]:
@@ -201,23 +187,33 @@ def find_document(prefix: Path, document_id: str) -> int:
 def lineage(prefix: Path) -> list[dict[str, Any]]:
     """The manifests behind a dataset, the nearest first: stage, parameters that tell, inputs, licence where one is known.
 
-    A manifest's inputs are files of the stage before; that stage's manifest lies in their folder.
+    A manifest's inputs are files of the stage before, whose manifest lies in their folder or, where that stage splits its
+    output, in the one above; of a merged dataset, they are datasets with a manifest beside each.
     """
     chain: list[dict[str, Any]] = []
     waiting = [DatasetFiles(prefix).manifest_path]
     seen: set[Path] = set()
     while waiting:
-        path = waiting.pop(0).absolute()
-        if path in seen or not path.is_file():
+        path = waiting.pop(0).resolve()
+        if path in seen:
             continue
         seen.add(path)
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            manifest = read_manifest(path)
+        except UserError:  # a stranger's, beside the files of a dump
+            continue
+        if manifest is None:
+            continue
         inputs = [entry["path"] for entry in manifest.get("inputs", [])]
         entry = {"manifest": str(path), "stage": manifest.get("stage"), "created": manifest.get("created"), "inputs": inputs}
         for name in ("parameters_hash", "prompt_hash", "worker", "licence", "licences", "tokenizer"):
             if name in manifest:
                 entry[name] = manifest[name]
         chain.append(entry)
-        folders = Counter(str((path.parent / name).parent) for name in inputs)
-        waiting += [Path(folder) / "manifest.json" for folder in folders]
+        waiting += [before for name in inputs if (before := _manifest_of(path.parent / name)) is not None]
     return chain
+
+
+def _manifest_of(path: Path) -> Path | None:
+    """The manifest of what a file belongs to: a dataset or a stage folder."""
+    return DatasetFiles(path.with_suffix("")).manifest_path if path.suffix in (".bin", ".idx") else stage_manifest_of(path)

@@ -14,7 +14,6 @@ from megatron_native.errors import UserError
 OnRead = Callable[[int], None]
 """Hears of bytes of an input file that have been read."""
 CHUNK_BYTES = 1 << 20
-COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2")
 _COMPRESSED_CHUNK_BYTES = 1 << 16
 _LARGEST_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` writes
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

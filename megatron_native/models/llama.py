@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_native.config.model import ModelConfig
+from megatron_native.config.model import FamilyName, ModelConfig
 from megatron_native.models.family import Family, head_counts, refuse_unless, required_count
 from megatron_native.models.rope_settings import read_rope_settings, rope_fields
 from megatron_native.models.weight_map import WeightRule
@@ -73,12 +73,12 @@ def to_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     return shape_of(hf, "llama", key_value_heads, add_qkv_bias=False)
 
 
-def shape_of(hf: Mapping[str, Any], family: str, key_value_heads: int, add_qkv_bias: bool) -> ModelConfig:
+def shape_of(hf: Mapping[str, Any], family: FamilyName, key_value_heads: int, add_qkv_bias: bool) -> ModelConfig:
     """The fields that llama-shaped families have in common; absent optional ones mean transformers' defaults."""
     heads, groups, width = head_counts(hf, key_value_heads)
     rotary_base, rope_scaling = read_rope_settings(hf)
     return ModelConfig(
-        family=family,  # type: ignore[arg-type]
+        family=family,
         num_layers=required_count(hf, "num_hidden_layers"),
         hidden_size=required_count(hf, "hidden_size"),
         ffn_hidden_size=required_count(hf, "intermediate_size"),

@@ -6,7 +6,7 @@ one document's tokens are changed. The losses of the others must be the same, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,21 +19,15 @@ from torch import Tensor
 
 from megatron_native.errors import UserError
 from megatron_native.training.batches import MicroBatch, pack, positions_of
-from megatron_native.training.step import run_schedule
+from megatron_native.training.step import forward_step, run_schedule
 
 TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}
 """Nats. Another document changes nothing at all where kernels are deterministic; a leak moves losses by a hundredth."""
 
 
-def token_loss_report(losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def every_loss(micro_batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The hook's second half: the losses of every token, as they are."""
     return losses.sum(), torch.tensor(losses.numel(), dtype=torch.int), {"losses": losses.detach().float()}
-
-
-def _forward(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
-    batch = next(batches)
-    output = model(batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed)
-    return output, partial(token_loss_report)
 
 
 def token_losses_of(chunks: Sequence[Any], batch: MicroBatch) -> Tensor:
@@ -44,7 +38,7 @@ def token_losses_of(chunks: Sequence[Any], batch: MicroBatch) -> Tensor:
     for chunk in chunks:
         chunk.eval()
     with torch.no_grad():
-        reports = run_schedule(chunks, [batch] * count, forward_only=True, forward=_forward)
+        reports = run_schedule(chunks, [batch] * count, forward_only=True, forward=partial(forward_step, report=every_loss))
     for chunk, was_training in zip(chunks, training):
         chunk.train(was_training)
     losses = reports[0]["losses"] if parallel_state.is_pipeline_last_stage() else torch.zeros(batch.tokens.shape)

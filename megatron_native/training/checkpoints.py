@@ -41,19 +41,7 @@ from megatron_native.training.async_save import (
 from megatron_native.training.forked_writer import ForkedWriter
 from megatron_native.training.model import TrainableModel
 from megatron_native.training.owned_state import without_gathering
-from megatron_native.training.retention import Retention, checkpoint_folder, checkpoints_of, newest_whole, step_of
-
-__all__ = [
-    "Checkpointer",
-    "SavedCheckpoint",
-    "checkpoint_folder",
-    "checkpoints_of",
-    "load_checkpoint",
-    "load_model_weights",
-    "load_weights",
-    "newest_whole",
-    "step_of",
-]
+from megatron_native.training.retention import Retention, checkpoint_folder, checkpoints_of
 
 _POLL_SECONDS = 0.02
 

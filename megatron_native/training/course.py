@@ -9,7 +9,7 @@ the ledger when the first step under it is planned. No torch here, so the plan o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_native.config.phases import ResolvedPhase, resolve_phases, run_schedule_of
@@ -165,17 +165,6 @@ class Course:
     def total_steps(self) -> int:
         """Steps of the whole run, as planned now."""
         return self.progress.step + self.steps_left
-
-    def plan(self) -> list[StepPlan]:
-        """Every step from here to the end, as planned now; the run stays where it is."""
-        ahead = Course.__new__(Course)
-        ahead.phases, ahead.run_schedule, ahead.ledger = self.phases, self.run_schedule, self.ledger
-        ahead.progress, ahead._at = replace(self.progress), self._at
-        steps = []
-        while (step := ahead.next_step()) is not None:
-            steps.append(step)
-            ahead.done(step)
-        return steps
 
     def _learning_rate(self, at: int, steps_done: int, tokens_done: int) -> float:
         phase = self.phases[at]

@@ -13,10 +13,11 @@ from megatron_native.data.index_cache import IndexCache
 from megatron_native.data.ledger import Ledger, read_ledger
 from megatron_native.data.run_data import RunData
 from megatron_native.data.samples import LossPolicy
-from megatron_native.data.startup_check import check_datasets
+from megatron_native.data.startup_check import check_datasets, checked_digests
 from megatron_native.errors import UserError
 from megatron_native.platform import Platform
 from megatron_native.training.course import Course, Progress
+from megatron_native.training.retention import checkpoints_of
 from megatron_native.training.shape import read_model
 
 
@@ -35,7 +36,7 @@ def open_run_data(run: RunConfig, course: Course, platform: Platform, say: Calla
         ahead = Ledger.loads(course.ledger.dumps(), "the ledger")
         Course(run, ahead, replace(course.progress)).enter(plan)
         if platform.local_rank == 0:
-            warm_up(RunData(ahead, data.prefixes, data.cache, data.policies), plan.samples)
+            warm_up(RunData(ahead, data.prefixes, data.cache, data.policies, data.digests), plan.samples)
         dist.barrier()
     return data
 
@@ -46,7 +47,10 @@ def run_data(run: RunConfig, course: Course, say: Callable[[str], None] | None =
     for phase in course.phases:
         datasets |= phase.datasets
     cache = IndexCache(run.data.index_cache or run.run_dir / "index_cache", say)
-    return RunData(course.ledger, datasets, cache, {name: loss_policy(run, prefix) for name, prefix in datasets.items()})
+    policies = {name: loss_policy(run, prefix) for name, prefix in datasets.items()}
+    checked = checked_digests(run.run_dir, datasets.values())
+    digests = {name: checked[prefix] for name, prefix in datasets.items() if prefix in checked}
+    return RunData(course.ledger, datasets, cache, policies, digests)
 
 
 def build_indices(run: RunConfig, say: Callable[[str], None]) -> int:
@@ -57,7 +61,7 @@ def build_indices(run: RunConfig, say: Callable[[str], None]) -> int:
     model = read_model(run)
     check_datasets(run, model, say)
     ledger, progress = Ledger(run.seed), Progress()
-    newest = sorted((run.run_dir / "checkpoints").glob("step_????????"))
+    newest = checkpoints_of(run.run_dir)
     if newest and run.checkpointing.resume:
         ledger = read_ledger(newest[-1])
         progress = Progress(**read_common(newest[-1])["progress"]["position"])
@@ -74,9 +78,12 @@ def build_indices(run: RunConfig, say: Callable[[str], None]) -> int:
 
 
 def warm_up(data: RunData, samples: range) -> None:
-    """Build whatever these samples need that is built once and kept."""
+    """Build whatever these samples need that is built once and kept: of datasets that are large enough for that."""
     for number in samples:
-        data.spans(number)
+        source = data.locate(number)
+        index = data.index(source.segment, source.dataset)
+        if index.kept:
+            index.spans(source.n)
 
 
 def loss_policy(run: RunConfig, prefix: Path) -> LossPolicy:

@@ -19,9 +19,6 @@ from megatron_native.training.line_file import LineFile
 LOSS_SPIKE = "loss_spike"
 NOT_FINITE = "not_finite"
 RECOMPUTED = "recomputed"
-UPDATE_SKIPPED = "update_skipped"
-ROLLBACK = "rollback"
-BUDGET_SPENT = "budget_spent"
 HELDOUT_RULE = "heldout_rule"
 CHECKPOINT_DAMAGED = "checkpoint_damaged"
 SAVE_FAILED = "save_failed"
@@ -32,8 +29,8 @@ RESTART = "restart"
 GAVE_UP = "gave_up"
 
 KINDS = frozenset({
-    LOSS_SPIKE, NOT_FINITE, RECOMPUTED, UPDATE_SKIPPED, ROLLBACK, BUDGET_SPENT, HELDOUT_RULE, CHECKPOINT_DAMAGED,
-    SAVE_FAILED, STOP_REQUESTED, STALL, RANK_DIED, RESTART, GAVE_UP,
+    LOSS_SPIKE, NOT_FINITE, RECOMPUTED, HELDOUT_RULE, CHECKPOINT_DAMAGED, SAVE_FAILED, STOP_REQUESTED, STALL, RANK_DIED,
+    RESTART, GAVE_UP,
 })  # fmt: skip
 """Every kind of event there is."""
 
@@ -81,28 +78,6 @@ class Incidents:
     def flush(self) -> None:
         """Try again to write what a full disk has refused."""
         self._file.flush()
-
-
-def read_incidents(path: Path) -> list[dict[str, Any]]:
-    """Every whole event of an `incidents.jsonl`, oldest first; none where the file is missing.
-
-    A line that a kill cut short is left out, and said on stderr.
-    """
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_bytes().split(b"\n"):
-        if not line.strip():
-            continue
-        try:
-            event = json.loads(line)
-        except ValueError:
-            event = None
-        if isinstance(event, dict):
-            events.append(event)
-        else:
-            print(f"{path}: a line that was cut short is left out", file=sys.stderr)
-    return events
 
 
 def _plain(value: Any) -> Any:

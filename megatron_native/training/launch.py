@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from megatron_native.config.load import load_run_config
 from megatron_native.config.megatron import CUDA_ENVIRONMENT
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, UserError
-from megatron_native.training.incidents import GAVE_UP, RANK_DIED, RESTART, Incidents
+from megatron_native.training.incidents import GAVE_UP, RANK_DIED, RESTART, STOP_REQUESTED, Incidents
 from megatron_native.training.launch_folder import FOLDER_VARIABLE, LaunchFolder
 from megatron_native.training.restarts import Death, RestartPolicy
 from megatron_native.training.run_lock import HELD_VARIABLE, STALE_SECONDS, RunLock
@@ -154,9 +154,14 @@ def _set_rank_environment(run: RunConfig, folder: LaunchFolder, processes: int) 
     os.environ[FOLDER_VARIABLE] = str(folder.path)
     os.environ[HELD_VARIABLE] = str(run.run_dir.resolve())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
-    # The ranks import the same package as this process, also from a clone that is not installed.
+    os.environ.update(with_this_package(os.environ))
+
+
+def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which Python imports the same package as this process, also from a clone that is not installed."""
     package_root = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    there = environment.get("PYTHONPATH")
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, there]))}
 
 
 def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder: LaunchFolder) -> int:
@@ -175,7 +180,7 @@ def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder:
             return False
         if _died_of_a_stop(deaths, folder):
             folder.leave_requeue(deaths[0].rank)
-            print(f"stopped by {folder.stop_requested()} while the ranks were starting", file=sys.stderr, flush=True)
+            incidents.record(STOP_REQUESTED, f"stopped by {folder.stop_requested()} while the ranks were starting")
             return False
         details = {"deaths": [vars(death) for death in deaths], "restarts": policy.restarts}
         if folder.stop_requested() is not None:

@@ -1,11 +1,16 @@
-"""A file of lines that survives a full disk: what can't be written now is kept and written later, in order."""
+"""A file of lines that survives a full disk: what can't be written now is kept and written later, in order.
+
+`metrics.jsonl` and `incidents.jsonl` are such files, and are read here too.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 class LineFile:
@@ -60,3 +65,36 @@ class LineFile:
                 os.ftruncate(descriptor, size)  # no half of a line stays
             raise
         self._pending.clear()
+
+
+def read_json_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
+    """Every whole line of a file of JSON objects, in order; none where the file is missing.
+
+    A line that a kill cut short is left out, and said on stderr.
+
+    Args:
+        path: the file.
+        last_bytes: only the lines that begin in so many bytes at its end, and nothing is said: the end of a file that is
+            being written to.
+    """
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        start = 0 if last_bytes is None else max(0, os.fstat(file.fileno()).st_size - last_bytes)
+        if start:
+            file.seek(start - 1)
+            file.readline()
+        lines = file.read().split(b"\n")
+    records = []
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif last_bytes is None:
+            print(f"{path}: a line that was cut short is left out", file=sys.stderr)
+    return records

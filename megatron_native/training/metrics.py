@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_native.training.evaluation import HeldoutScore
-from megatron_native.training.line_file import LineFile
+from megatron_native.training.line_file import LineFile, read_json_lines
 from megatron_native.training.step import StepResult
 
 if TYPE_CHECKING:
@@ -181,21 +181,10 @@ class Metrics:
             self._file.append(json.dumps(record))
 
 
-def read_metrics(path: Path) -> list[dict[str, object]]:
-    """Every whole line of a `metrics.jsonl`; a last line cut short by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            print(f"{path}: a line that was cut short is left out", file=sys.stderr)
-    return records
-
-
 def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if int(str(record["step"])) <= step]
+    kept = [json.dumps(record) + "\n" for record in read_json_lines(path) if int(record["step"]) <= step]
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text("".join(kept) if step else "", encoding="utf-8")
     temporary.replace(path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from megatron_native.training.line_file import read_json_lines
+from megatron_native.training.retention import checkpoints_of, step_of
 
 _FRUITLESS_RESTARTS = 2
 _TAIL_BYTES = 1 << 16
@@ -93,23 +95,21 @@ class RestartPolicy:
 
 
 def last_step(run_dir: Path) -> int:
-    """The furthest step that the run's metrics or checkpoints show; 0 where there is none."""
-    newest = _newest_checkpoint(run_dir)
-    reached = int(newest.removeprefix("step_")) if newest else 0
-    path = run_dir / "metrics.jsonl"
-    if path.exists():
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            for line in file.read().split(b"\n"):
-                try:
-                    reached = max(reached, int(json.loads(line)["step"]))
-                except (ValueError, KeyError, TypeError):
-                    continue  # cut short by a kill, or by where reading began
-    return reached
+    """The last step that a run has finished, by the end of its metrics and its checkpoints; of a checkpoint, by its name.
+
+    0 where there is none.
+    """
+    if run_dir.name.startswith("step_"):
+        return step_of(run_dir)
+    steps = [step_of(folder) for folder in checkpoints_of(run_dir)[-1:]]
+    for record in read_json_lines(run_dir / "metrics.jsonl", _TAIL_BYTES):
+        with suppress(ValueError, KeyError, TypeError):  # no line of ours
+            steps.append(int(record["step"]))
+    return max(steps, default=0)
 
 
 def _newest_checkpoint(run_dir: Path) -> str | None:
-    return max((path.name for path in (run_dir / "checkpoints").glob("step_????????") if path.is_dir()), default=None)
+    return next((folder.name for folder in checkpoints_of(run_dir)[-1:]), None)
 
 
 def _listed(deaths: Sequence[Death]) -> str:

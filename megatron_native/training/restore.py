@@ -17,7 +17,9 @@ from megatron_native.errors import UserError
 from megatron_native.platform import Platform
 from megatron_native.training import checkpoints
 from megatron_native.training.course import Progress
+from megatron_native.training.incidents import CHECKPOINT_DAMAGED, Incidents
 from megatron_native.training.model import TrainableModel
+from megatron_native.training.retention import newest_whole
 from megatron_native.training.shape import read_model
 from megatron_native.training.sharded_state import reset_moments
 
@@ -38,13 +40,15 @@ class Restored:
     """State of what watches the run."""
 
 
-def restore(run: RunConfig, model: TrainableModel, platform: Platform, say: Callable[[str], None]) -> Restored:
-    """Fill the model and find the position; every rank calls this.
+def restore(
+    run: RunConfig, model: TrainableModel, platform: Platform, say: Callable[[str], None], incidents: Incidents
+) -> Restored:
+    """Fill the model and find the position; every rank calls this. A damaged checkpoint is an incident.
 
     Raises:
         UserError: a checkpoint lacks something, or the run folder holds some and may not go on from them.
     """
-    newest = _newest(run, platform, say)
+    newest = _newest(run, platform, say, incidents)
     if newest is not None:
         if not run.checkpointing.resume:
             raise UserError(
@@ -66,9 +70,11 @@ def restore(run: RunConfig, model: TrainableModel, platform: Platform, say: Call
     return Restored(Progress(), Ledger(run.seed), None, _files_of_a_new_model(run, platform), fresh=True)
 
 
-def roll_back(run: RunConfig, model: TrainableModel, platform: Platform, say: Callable[[str], None]) -> Restored:
+def roll_back(
+    run: RunConfig, model: TrainableModel, platform: Platform, say: Callable[[str], None], incidents: Incidents
+) -> Restored:
     """Go back to the newest whole checkpoint, or to where the run began."""
-    restored = restore(run, model, platform, say)
+    restored = restore(run, model, platform, say, incidents)
     if restored.fresh and run.model.checkpoint is None:
         raise UserError(
             "the loss spiked before the first checkpoint of a run from random weights: there is nothing to go back to. Save "
@@ -79,11 +85,14 @@ def roll_back(run: RunConfig, model: TrainableModel, platform: Platform, say: Ca
     return restored
 
 
-def _newest(run: RunConfig, platform: Platform, say: Callable[[str], None]) -> Path | None:
+def _newest(run: RunConfig, platform: Platform, say: Callable[[str], None], incidents: Incidents) -> Path | None:
     """The newest whole checkpoint of the run folder, found by the main rank for all."""
     found: list[str | None] = [None]
     if platform.is_main:
-        newest = checkpoints.newest_whole(run.run_dir, run.checkpointing.verify_on_resume, say)
+        newest = newest_whole(
+            run.run_dir, run.checkpointing.verify_on_resume, say,
+            lambda message, step: incidents.record(CHECKPOINT_DAMAGED, message, step),
+        )  # fmt: skip
         found = [None if newest is None else str(newest)]
     dist.broadcast_object_list(found, src=0)
     return None if found[0] is None else Path(found[0])

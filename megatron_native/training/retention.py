@@ -34,16 +34,22 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
 
 
-def newest_whole(run_dir: Path, verify: Literal["sizes", "full"], say: Callable[[str], None]) -> Path | None:
+def newest_whole(
+    run_dir: Path,
+    verify: Literal["sizes", "full"],
+    say: Callable[[str], None],
+    passed_over: Callable[[str, int], None] | None = None,
+) -> Path | None:
     """The newest checkpoint that is whole, or None where the run has none at all. One process calls this.
 
-    Damaged ones that are newer are told through `say`, each with the reason, and renamed to `step_XXXXXXXX.damaged`,
-    so that they are never counted again.
+    Damaged ones that are newer are told, each with the reason, and renamed to `step_XXXXXXXX.damaged`, so that they are
+    never counted again.
 
     Args:
         run_dir: the run's folder; nothing may be writing to it.
         verify: compare the size of every file, or every checksum too.
-        say: gets one line for each damaged checkpoint.
+        say: gets a line for what else was found.
+        passed_over: gets a line and the step of each damaged checkpoint; by default `say` gets the line.
 
     Raises:
         UserError: there are checkpoints and none is whole: going on would silently start the run anew. Nothing is
@@ -59,15 +65,17 @@ def newest_whole(run_dir: Path, verify: Literal["sizes", "full"], say: Callable[
             continue
         for bad, reason in damaged:
             aside = _free_name(bad, "damaged")
-            say(
-                f"PASSED OVER a damaged checkpoint, {bad.name} (now {aside.name}): {reason} Going on from {folder.name}."
-            )
+            told = f"PASSED OVER a damaged checkpoint, {bad.name} (now {aside.name}): {reason} Going on from {folder.name}."
+            if passed_over is None:
+                say(told)
+            else:
+                passed_over(told, step_of(bad))
             bad.rename(aside)
         return folder
     if damaged:
-        told = " ".join(reason for _, reason in damaged)
+        reasons = " ".join(reason for _, reason in damaged)
         raise UserError(
-            f"{run_dir} has checkpoints and none of them is whole: {told} Restore one from another copy, or start anew in "
+            f"{run_dir} has checkpoints and none of them is whole: {reasons} Restore one from another copy, or start anew in "
             "another run_dir."
         )
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,15 +45,18 @@ def token_losses(micro_batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tenso
     return total, count, {"report": torch.stack([total.detach().double(), count.double()])}
 
 
-def forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+def forward_step(
+    batches: Iterator[MicroBatch], model: Any, report: Callable[[MicroBatch, Tensor], Any] = token_losses
+) -> tuple[Tensor, Any]:
     """megatron-core's forward hook: one micro-batch through this process's model chunk.
 
     Stages after the first ignore the tokens (their input arrives through the pipeline); stages before the last ignore
-    the labels and return hidden states. All need to know where documents begin.
+    the labels and return hidden states. All need to know where documents begin. On the last stage `report` makes of the
+    micro-batch and its losses what the schedule wants: a sum, a count, and what it returns.
     """
     batch = next(batches)
     output = model(batch.tokens, batch.position_ids, None, labels=batch.labels, packed_seq_params=batch.packed)
-    return output, partial(token_losses, batch)
+    return output, partial(report, batch)
 
 
 def run_schedule(

@@ -25,6 +25,8 @@ from megatron_native.config.run import RunConfig
 from megatron_native.data.startup_check import STAMP_FILE
 from megatron_native.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_USER_ERROR, UserError
 from megatron_native.manifest import parameter_differences, write_json
+from megatron_native.training.launch import PRETRAIN, with_this_package
+from megatron_native.training.line_file import read_json_lines
 
 FORMAT = "megatron-native/sweep/1"
 RESULT_FILE = "sweep.json"
@@ -205,7 +207,7 @@ def read_trial(path: Path, lr: float, steps: int) -> Trial:
     nothing. A run diverged if its loss is not finite at the end, or higher than at the beginning by more than three standard
     errors of their difference: a rate too low to show in so few steps is not a divergence.
     """
-    records = _records(path)
+    records = read_json_lines(path)
     losses = [_number(record["loss"]) for record in records if "loss" in record and int(record["step"]) <= steps]
     tenth = max(1, steps // 10)
     first, last = _mean(losses[:tenth]), _mean(losses[-tenth:])
@@ -302,7 +304,7 @@ def _try(
         shutil.copyfile(checked, folder / STAMP_FILE)  # the same data: checked once in a sweep
     overrides = [*shared, f"run_dir={_yaml(folder)}", *rate_overrides(base, lr)]
     load_run_config(settings.config, overrides)  # what is wrong is said here, once
-    command = [sys.executable, "-m", "megatron_native", "pretrain", "--config", str(settings.config)]
+    command = [sys.executable, *PRETRAIN, "--config", str(settings.config)]
     command += ["--nproc", str(settings.processes)] if settings.processes else []
     code, last_error = _run(command + overrides, folder / LOG_FILE, say)
     metrics = folder / "metrics.jsonl"
@@ -338,15 +340,14 @@ def _bring_tokenizer(settings: SweepSettings, base: RunConfig, folder: Path) -> 
 
 def _run(command: list[str], log: Path, say: Callable[[str], None]) -> tuple[int, str]:
     """Run a command, its output passed on line by line and kept in `log`; its exit code and the last error it printed."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))}
     error = ""
     with (
         open(log, "w", encoding="utf-8") as kept,
         subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command, env=with_this_package(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace",
         ) as process,
-    ):
+    ):  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
             kept.write(line)
@@ -386,17 +387,6 @@ def _advice(trials: list[Trial], best: float | None, by: str | None) -> str:
         f"{head}, between {_short(rates[place - 1])} and {_short(rates[place + 1])}, which are worse: take it "
         f"(optimizer.lr={_short(best)}), or look closer around it."
     )
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a `metrics.jsonl`; a last one that was cut short is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
 
 
 def _cell(value: float | None, lowest: float | None) -> str:

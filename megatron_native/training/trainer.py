@@ -41,6 +41,7 @@ from megatron_native.training.metrics import Metrics
 from megatron_native.training.model import build_trainable_model, initialize_parallel_state
 from megatron_native.training.norms import LogitStatistics, measure_norms
 from megatron_native.training.restore import Restored, restore, roll_back
+from megatron_native.training.retention import checkpoint_folder
 from megatron_native.training.shape import read_model
 from megatron_native.training.sharded_state import reset_moments
 from megatron_native.training.signals import STOP_SIGNALS, StopRequest
@@ -69,7 +70,7 @@ class Trainer:
         self.configs = megatron_configs(run, self.model_config, platform.name, spec, has_nvidia_apex())
         self.model = build_trainable_model(run, self.model_config, self.configs, platform.device)
         self.incidents = Incidents(run.run_dir / "incidents.jsonl", platform.is_main)
-        self.restored: Restored = restore(run, self.model, platform, self.say)
+        self.restored: Restored = restore(run, self.model, platform, self.say, self.incidents)
         self.course = Course(run, self.restored.ledger, self.restored.progress)
         self.data: RunData = open_run_data(run, self.course, platform, self.say)
         tokenizer = (run.model.checkpoint or run.model.branch_from or run.run_dir) / layout.TOKENIZER_FOLDER
@@ -149,6 +150,8 @@ class Trainer:
                 return "stopped"
             signal = self._agreed(stop.requested)
             if signal:
+                message = f"{signal} came: the run stops after step {plan.step} and is saved"
+                self.incidents.record(kinds.STOP_REQUESTED, message, plan.step)
                 return signal
             if self._due(run.checkpointing.save_interval) and self.course.next_step() is not None:
                 self._save()
@@ -165,16 +168,16 @@ class Trainer:
             data_parallel_size(run, self.platform.world_size),
         )  # fmt: skip
         batches = list(step_micro_batches(self.data, numbers, self.platform.device, run.data.document_boundaries))
-
-        statistics = self._observe_logits(plan)
+        interval, logits = run.logging.norms_interval, None
+        measured = interval > 0 and plan.step % interval == 0
 
         def compute() -> StepResult:
+            nonlocal logits
             self.watchdog.at(plan.step, "forward and backward")
+            logits = self._observe_logits(measured)
             return compute_gradients(self.model.chunks, self.model.optimizer, batches, self.platform.device)
 
         result = compute()
-        if statistics is not None:
-            self.metrics.norms(plan.step, measure_norms(self.model, gradients=True, logits=statistics))
         verdict = self.judgement.judge(plan, result, compute)
         if verdict.incident is not None:
             self._record(plan, verdict)
@@ -183,8 +186,10 @@ class Trainer:
             return verdict
         if verdict.stops:
             return verdict
-        result = verdict.result
+        result, norms = verdict.result, None
         if verdict.updates:
+            if measured:
+                norms = measure_norms(self.model, gradients=True, logits=logits)
             self.watchdog.at(plan.step, "updating")
             apply_update(self.model.optimizer, result, plan.learning_rate, run.optimizer.weight_decay)
         else:
@@ -196,12 +201,13 @@ class Trainer:
             plan.step, result, plan.learning_rate, time.monotonic() - started, self.progress.consumed_samples,
             self.progress.consumed_tokens, phase=plan.phase.name, batch=plan.batch_size,
         )  # fmt: skip
+        if norms is not None:
+            self.metrics.norms(plan.step, norms)
         return verdict
 
-    def _observe_logits(self, plan: StepPlan) -> LogitStatistics | None:
-        """Have the logits of a step observed, if its norms are measured."""
-        interval = self.run.logging.norms_interval
-        statistics = LogitStatistics(self.platform.device) if interval and plan.step % interval == 0 else None
+    def _observe_logits(self, measured: bool) -> LogitStatistics | None:
+        """Have the logits of the next forward passes observed, by sums of their own, or no longer."""
+        statistics = LogitStatistics(self.platform.device) if measured else None
         for module in self.model.modules:
             module.logit_observer = statistics
         return statistics
@@ -283,7 +289,7 @@ class Trainer:
     def _roll_back(self, plan: StepPlan, verdict: Verdict) -> None:
         """Back to the last whole checkpoint, and past the data up to and including this step's."""
         self._say_saves(self.checkpointer.wait())
-        restored = roll_back(self.run, self.model, self.platform, self.say)
+        restored = roll_back(self.run, self.model, self.platform, self.say, self.incidents)
         self.course = Course(self.run, restored.ledger, restored.progress)
         self.data = run_data(self.run, self.course)
         self.judgement.back_to(restored.monitors)
@@ -324,8 +330,8 @@ class Trainer:
         """Leave word that the run is done, for the next time the command is given."""
         if self.platform.is_main:
             plan = self.run.model_dump(mode="json")["phases"]
-            checkpoint = f"checkpoints/step_{self.progress.step:08d}"
-            record = {"step": self.progress.step, "checkpoint": checkpoint, "plan": plan}
+            checkpoint = checkpoint_folder(self.run.run_dir, self.progress.step).relative_to(self.run.run_dir)
+            record = {"step": self.progress.step, "checkpoint": str(checkpoint), "plan": plan}
             write_json(self.run.run_dir / FINISHED_FILE, record)
 
     def _record(self, plan: StepPlan, verdict: Verdict) -> None:

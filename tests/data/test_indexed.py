@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 
+from megatron_native.data.dataset_files import document_starts
 from megatron_native.data.indexed import (
     IndexedTokens,
     IndexedWriter,
@@ -99,7 +100,10 @@ def test_pointers_do_not_overflow_past_two_gigabytes(tmp_path):
     os.truncate(bin_path(tmp_path / "big"), 6 * 2**29 * 4)
     dataset = verify_structure(tmp_path / "big")
     assert dataset.sequence_pointers.tolist() == [i * 2**31 for i in range(6)]
-    assert dataset.document_starts()[-1] == 3 * 2**30
+    ((first, starts),) = document_starts(dataset)
+    assert (first, starts.tolist()) == (0, [i * 2**29 for i in range(7)])
+    assert dataset.document_place(5) == (5 * 2**29, 2**29)
+    assert dataset.indexed_tokens == 3 * 2**30
 
 
 def test_a_failed_block_leaves_nothing_behind(tmp_path):

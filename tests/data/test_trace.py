@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import orjson
 import pytest
 import zstandard
 
+from megatron_native import manifest
 from megatron_native.cli import main
 from megatron_native.config.run import RunConfig
 from megatron_native.data.indexed import IndexedTokens, IndexedWriter
 from megatron_native.data.ledger import DatasetRecord, Ledger
 from megatron_native.data.run_data import RunData
-from megatron_native.data.trace import Trace
+from megatron_native.data.trace import Trace, lineage
 from megatron_native.errors import UserError
 from megatron_native.training.course import Course, Progress
 
@@ -147,3 +149,32 @@ def test_questions_that_have_no_answer_say_why(run: Path, tmp_path: Path) -> Non
 
 def test_a_ledger_is_small_whatever_was_read(run: Path) -> None:
     assert (run / "ledger" / "ledger.json").stat().st_size < 20_000
+
+
+def write_manifest(path: Path, stage: str, *inputs: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [{"path": os.path.relpath(entry, path.parent)} for entry in inputs]
+    path.write_text(json.dumps({"format": manifest.FORMAT, "stage": stage, "inputs": entries}))
+    return path
+
+
+def test_lineage_goes_through_split_folders_and_merged_datasets_to_the_dump(tmp_path: Path) -> None:
+    dump = tmp_path / "dump" / "news.jsonl"
+    cleaned = write_manifest(tmp_path / "cleaned" / "manifest.json", "clean", dump)
+    deduped = write_manifest(tmp_path / "deduped" / "manifest.json", "dedup", tmp_path / "cleaned" / "part-00000.jsonl.zst")
+    shards = [tmp_path / "deduped" / "ar" / f"part-0000{number}.jsonl.zst" for number in (0, 1)]
+    tokens = [
+        write_manifest(tmp_path / "tokens" / f"v1.{name}.manifest.json", "tokenize", shard)
+        for name, shard in zip(("one", "two"), shards)
+    ]
+    parts = [tmp_path / "tokens" / f"v1.{name}.{suffix}" for name in ("one", "two") for suffix in ("bin", "idx")]
+    merged = write_manifest(tmp_path / "merged" / "all.manifest.json", "merge", *parts)
+    write_manifest(tmp_path / "unrelated.manifest.json", "other")
+    dump.parent.mkdir()
+    (dump.parent / "manifest.json").write_text('[{"name": "a stranger\'s"}]')
+    chain = lineage(tmp_path / "merged" / "all")
+    expected = [(merged, "merge"), (tokens[0], "tokenize"), (tokens[1], "tokenize"), (deduped, "dedup"), (cleaned, "clean")]
+    assert [(entry["manifest"], entry["stage"]) for entry in chain] == [(str(path), stage) for path, stage in expected]
+    assert chain[0]["inputs"] == [f"../tokens/v1.{name}.{suffix}" for name in ("one", "two") for suffix in ("bin", "idx")]
+    assert chain[-1]["inputs"] == ["../dump/news.jsonl"]
+    assert lineage(tmp_path / "nothing") == []

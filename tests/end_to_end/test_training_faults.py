@@ -24,8 +24,9 @@ import yaml
 
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.data.ledger import read_ledger
-from megatron_native.training.incidents import read_incidents
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
+from megatron_native.training.restarts import last_step
+from megatron_native.training.retention import checkpoint_folder, checkpoints_of, step_of
 from tests.distributed import REPOSITORY
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config, write_token_dataset
@@ -87,10 +88,8 @@ class Run:
             time.sleep(0.01)
 
     def step(self) -> int:
-        """The last step that the metrics have."""
-        path = self.run_dir / "metrics.jsonl"
-        steps = [int(str(record["step"])) for record in read_metrics(path)] if path.is_file() else []
-        return max(steps, default=0)
+        """The last step that is done."""
+        return last_step(self.run_dir)
 
     def ranks(self) -> list[int]:
         """Process ids of the ranks."""
@@ -104,7 +103,7 @@ class Run:
 
     def losses(self) -> dict[int, float]:
         """Step → loss."""
-        records = read_metrics(self.run_dir / "metrics.jsonl")
+        records = read_json_lines(self.run_dir / "metrics.jsonl")
         return {int(str(record["step"])): float(str(record["loss"])) for record in records if "loss" in record}
 
 
@@ -175,7 +174,10 @@ def stop(run: Run, chance: random.Random) -> str:
     assert run.wait() == 75, run.log()
     stopped = run.step()
     assert stopped < STEPS
-    assert (run.run_dir / "checkpoints" / f"step_{stopped:08d}").is_dir()
+    assert checkpoint_folder(run.run_dir, stopped).is_dir()
+    (event,) = read_json_lines(run.run_dir / "incidents.jsonl")
+    assert (event["kind"], event["step"]) == ("stop_requested", stopped)
+    assert number.name in event["message"]
     run.start()
     assert run.wait() == 0, run.log()
     return f"{number.name} after step {at}, saved at {stopped}"
@@ -185,12 +187,12 @@ def torn(run: Run, chance: random.Random) -> str:
     """The run is killed whole, its newest checkpoint is damaged, and it is started again."""
     at = chance.randrange(7, STEPS - 1)
     run.start()
-    run.until(lambda: run.step() >= at and len(list((run.run_dir / "checkpoints").glob("step_????????"))) >= 2)
+    run.until(lambda: run.step() >= at and len(checkpoints_of(run.run_dir)) >= 2)
     assert run.process is not None
     os.killpg(run.process.pid, signal.SIGKILL)
     run.process.wait()
     time.sleep(1)  # ranks end with their launcher
-    newest = sorted((run.run_dir / "checkpoints").glob("step_????????"))[-1]
+    newest = checkpoints_of(run.run_dir)[-1]
     way = chance.choice(("cut", "flipped", "missing"))
     victim = chance.choice(sorted(newest.glob("*.distcp")))
     if way == "cut":
@@ -205,6 +207,8 @@ def torn(run: Run, chance: random.Random) -> str:
         (newest / "run" / "checksums.json").unlink()
     run.start()
     assert run.wait() == 0, run.log()
+    (event,) = read_json_lines(run.run_dir / "incidents.jsonl")
+    assert (event["kind"], event["step"]) == ("checkpoint_damaged", step_of(newest))
     assert newest.name in (run.folder / "start-2.log").read_text(), "it is said which one was damaged"
     return f"killed after step {at}, {newest.name} {way}"
 
@@ -231,7 +235,7 @@ def disk(run: Run, chance: random.Random) -> str:
         run.start()
         code = run.wait()
     assert code == 0, run.log()
-    failed = sum(event["kind"] == "save_failed" for event in read_incidents(incidents))
+    failed = sum(event["kind"] == "save_failed" for event in read_json_lines(incidents))
     assert failed, "the disk was full when the run wanted to save"
     return f"disk full from step {at} on, {failed} saves failed"
 
@@ -241,7 +245,7 @@ def nan(run: Run, chance: random.Random) -> str:
     run.fault = {"nan_at": chance.randrange(2, STEPS)}
     run.start()
     assert run.wait() == 0, run.log()
-    kinds = [event["kind"] for event in read_incidents(run.run_dir / "incidents.jsonl")]
+    kinds = [event["kind"] for event in read_json_lines(run.run_dir / "incidents.jsonl")]
     assert kinds == ["recomputed"]
     return f"no number in step {run.fault['nan_at']}"
 

@@ -96,6 +96,26 @@ def test_training_lowers_held_out_bits_per_byte(work: Path) -> None:
     assert heldout[-1]["ar"]["bits_per_byte"] < 0.9 * heldout[0]["ar"]["bits_per_byte"]
 
 
+def test_a_step_is_traced_through_every_manifest_to_the_dump(work: Path) -> None:
+    answer = json.loads(command("-m", "megatron_native", "trace", "--run", work / "run", "--step", 3, "--lineage", "--json"))
+    assert {piece["dataset"] for piece in answer["pieces"]} <= set(answer["lineage"])
+    assert all(piece["id"] for piece in answer["pieces"]), "every document is known by its id"
+    languages = {"ar_text_document": "ar", "en_text_document": "en"}
+    assert set(answer["lineage"]) == set(languages)
+    for name, chain in answer["lineage"].items():
+        assert [entry["stage"] for entry in chain] == ["tokenize", "dedup", "clean"]
+        tokenized, deduped, cleaned = (Path(entry["manifest"]) for entry in chain)
+        assert tokenized == work / "tokens" / f"{name}.manifest.json"
+        assert (deduped.resolve(), cleaned.resolve()) == (work / "deduped/manifest.json", work / "cleaned/manifest.json")
+        read = {(tokenized.parent / path).resolve() for path in chain[0]["inputs"]}
+        assert read == set((work / "deduped" / languages[name]).glob("*.zst"))
+        dump = {(cleaned.parent / path).resolve() for path in chain[2]["inputs"]}
+        assert dump == {path for path in (QUICKSTART / "data").rglob("*") if path.is_file()}
+        assert all(entry["created"] for entry in chain)
+    said = command("-m", "megatron_native", "trace", "--run", work / "run", "--lineage")
+    assert f"behind ar_text_document: tokenize ({work / 'tokens' / 'ar_text_document.manifest.json'}) ← dedup (" in said
+
+
 def test_the_export_loads_with_plain_transformers_and_is_the_checkpoint(work: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(work / "out")
     tokenizer = AutoTokenizer.from_pretrained(work / "out")

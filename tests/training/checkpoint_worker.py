@@ -216,7 +216,8 @@ def full_disk(trainer: Any, **_: Any) -> dict[str, Any]:
 
 def rollback(trainer: Any, **_: Any) -> dict[str, Any]:
     """Back to a checkpoint in the running process, twice: exactly, and with the optimizer anew."""
-    from megatron_native.training.checkpoints import checkpoint_folder, load_checkpoint
+    from megatron_native.training.checkpoints import load_checkpoint
+    from megatron_native.training.retention import checkpoint_folder
 
     saver = checkpointer(trainer)
     for _ in range(3):
@@ -249,7 +250,7 @@ def rollback(trainer: Any, **_: Any) -> dict[str, Any]:
         "weights are back": all(torch.equal(a, b) for a, b in zip(weights(), saved_weights, strict=True)),
         "masters are back": all(torch.equal(a, b) for a, b in zip(masters(), saved_masters, strict=True)),
     }  # fmt: skip
-    setattr(trainer.progress, "consumed_samples", position["consumed_samples"])  # noqa: B010
+    trainer.progress.consumed_samples = position["consumed_samples"]
     before = masters()
     seen["first loss after a reset"] = one_step(trainer)[0].loss
     seen["update"] = max(float((a - b).abs().max()) for a, b in zip(masters(), before, strict=True))

@@ -1,8 +1,10 @@
-"""Training jobs whose loss is something else in some steps; started by `tests.distributed.run_jobs`."""
+"""Training jobs to which something happens, such as another loss in some steps; started by `tests.distributed.run_jobs`."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,11 @@ from tests.distributed import leave_groups
 
 
 def main(description: Path) -> None:
-    """Train each job's configuration; `planted` has step → losses that its computations report, one after another."""
+    """Train each job's configuration.
+
+    `planted` has step → losses that its computations report, one after another; `signals` has step → a signal that this
+    process gets while it computes; with `damaged`, the newest checkpoint is cut before the run starts.
+    """
     from megatron_native.platform import start_platform
 
     platform = start_platform("cpu")
@@ -20,15 +26,21 @@ def main(description: Path) -> None:
     from megatron_native.config.load import check_run_config
     from megatron_native.errors import RunStoppedError
     from megatron_native.training import trainer as module
+    from megatron_native.training.retention import checkpoints_of
 
     compute = module.compute_gradients
     for job in json.loads(description.read_text(encoding="utf-8")):
+        if job.get("damaged"):
+            newest = checkpoints_of(Path(job["train"]["run_dir"]))[-1]
+            victim = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+            os.truncate(victim, victim.stat().st_size // 2)
         trainer = module.Trainer(check_run_config(job["train"], "test"), platform)
-        planted: dict[str, list[float]] = job["planted"]
 
-        def other(*arguments: Any, trainer: Any = trainer, planted: dict[str, list[float]] = planted) -> Any:
-            result = compute(*arguments)
-            losses = planted.get(str(trainer.progress.step + 1), [])
+        def other(*arguments: Any, trainer: Any = trainer, job: dict[str, Any] = job) -> Any:
+            result, step = compute(*arguments), str(trainer.progress.step + 1)
+            if step in job.get("signals", {}):
+                os.kill(os.getpid(), signal.Signals[job["signals"].pop(step)])
+            losses: list[float] = job.get("planted", {}).get(step, [])
             return replace(result, loss=float(losses.pop(0))) if losses else result
 
         module.compute_gradients = other
@@ -36,7 +48,8 @@ def main(description: Path) -> None:
             code = trainer.fit()
         except RunStoppedError as stop:
             code = stop.exit_code
-        Path(job["train"]["run_dir"], "exit_code").write_text(str(code), encoding="utf-8")
+        with open(Path(job["train"]["run_dir"], "exit_code"), "a", encoding="utf-8") as codes:
+            codes.write(f"{code} ")
         leave_groups()
 
 

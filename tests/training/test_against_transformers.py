@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.data.indexed import IndexedTokens
 from megatron_native.data.sequence_index import SequenceIndex
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import SEQ_LENGTH, run_config
@@ -38,7 +38,7 @@ def test_losses_equal_those_of_transformers_and_adamw(tmp_path: Path, token_data
         optimizer={"lr": PEAK, "min_lr": MINIMUM, "warmup_steps": WARMUP, "weight_decay": DECAY, "clip_grad": CLIP},
     )  # fmt: skip
     run_jobs(tmp_path, 1, [{"train": config}])
-    ours = [record for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
+    ours = [record for record in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)

@@ -18,7 +18,7 @@ from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
 from megatron_native.errors import UserError
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.retention import Retention, checkpoints_of, newest_whole
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
@@ -34,7 +34,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(run: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+    return [record["loss"] for record in read_json_lines(run / "metrics.jsonl") if "loss" in record]
 
 
 def reports(run: Path) -> list[dict[str, Any]]:
@@ -324,12 +324,16 @@ def test_a_damaged_newest_one_is_passed_over_loudly(three: Path, damage: Any, ve
     assert len(said) == 1
 
 
-def test_two_damaged_ones_are_passed_over(three: Path) -> None:
+def test_two_damaged_ones_are_passed_over_and_told_with_their_steps(three: Path) -> None:
     truncate(three / "checkpoints" / "step_00000010")
     lose_checksums(three / "checkpoints" / "step_00000009")
     said: list[str] = []
-    assert newest_whole(three, "sizes", said.append) == three / "checkpoints" / "step_00000008"
-    assert len(said) == 2
+    passed_over: list[tuple[str, int]] = []
+    newest = newest_whole(three, "sizes", said.append, lambda line, step: passed_over.append((line, step)))
+    assert newest == three / "checkpoints" / "step_00000008"
+    assert said == []
+    assert [step for _, step in passed_over] == [10, 9]
+    assert "step_00000009.damaged" in passed_over[1][0]
 
 
 def test_without_any_whole_one_nothing_begins_anew_unasked(three: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 from megatron_native.config.run import SpikeSection
 from megatron_native.errors import RunStoppedError, UserError
 from megatron_native.training import incidents
-from megatron_native.training.incidents import Incidents, read_incidents
+from megatron_native.training.incidents import Incidents
 from megatron_native.training.launch_folder import FOLDER_VARIABLE, LaunchFolder
+from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.signals import StopRequest
 from megatron_native.training.spikes import LossMonitor, Spike
 
@@ -169,12 +170,12 @@ def test_a_resumed_monitor_judges_alike() -> None:
 
 def test_incidents_are_written_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run" / "incidents.jsonl"
-    assert read_incidents(path) == []
+    assert read_json_lines(path) == []
     record = Incidents(path)
     details = {"loss": math.nan, "norms": [1.5, math.inf], "file": Path("a/b"), "set": {"ar": -math.inf}}
     record.record(incidents.NOT_FINITE, "الخسارة ليست عددا", step=12, details=details)
     record.record(incidents.STALL, "stands still")
-    first, second = read_incidents(path)
+    first, second = read_json_lines(path)
     assert (first["kind"], first["step"], first["message"]) == ("not_finite", 12, "الخسارة ليست عددا")
     assert first["details"] == {"loss": "nan", "norms": [1.5, "inf"], "file": "a/b", "set": {"ar": "-inf"}}
     assert (second["step"], second["details"]) == (None, {})
@@ -185,7 +186,7 @@ def test_incidents_are_written_and_said(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_other_ranks_write_no_incidents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Incidents(tmp_path / "incidents.jsonl", enabled=False).record(incidents.ROLLBACK, "back to step 3")
+    Incidents(tmp_path / "incidents.jsonl", enabled=False).record(incidents.LOSS_SPIKE, "back to step 3")
     assert not (tmp_path / "incidents.jsonl").exists()
     assert capsys.readouterr().err == ""
 
@@ -199,7 +200,7 @@ def test_a_line_cut_short_costs_that_line_alone(tmp_path: Path, capsys: pytest.C
     for cut in (3, len(whole) // 4, len(whole) - 60, len(whole) - 1):
         path.write_bytes(whole[:cut])
         Incidents(path).record(incidents.RESTART, "again")
-        events = read_incidents(path)
+        events = read_json_lines(path)
         assert events[-1]["kind"] == "restart"
         expected = 2 if cut == len(whole) - 1 else 1 if cut > len(whole) // 2 else 0
         assert [event["step"] for event in events[:-1]] == list(range(1, expected + 1))

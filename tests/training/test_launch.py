@@ -19,8 +19,8 @@ from megatron_native.checkpoint import layout
 from megatron_native.config.load import load_run_config
 from megatron_native.errors import UserError
 from megatron_native.training import launch
-from megatron_native.training.incidents import read_incidents
 from megatron_native.training.launch_folder import FOLDER_VARIABLE, LaunchFolder
+from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.restarts import Death, RestartPolicy, last_step
 from megatron_native.training.run_lock import RunLock
 from tests.distributed import REPOSITORY
@@ -83,7 +83,7 @@ def attempts(folder: Path) -> int:
 
 
 def kinds(folder: Path) -> list[str]:
-    return [event["kind"] for event in read_incidents(folder / "run" / "incidents.jsonl")]
+    return [event["kind"] for event in read_json_lines(folder / "run" / "incidents.jsonl")]
 
 
 def test_a_killed_rank_makes_all_ranks_start_again(tmp_path: Path) -> None:
@@ -171,6 +171,21 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     assert attempts(tmp_path) == 0
 
 
+def test_a_stop_before_the_ranks_listened_is_an_incident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ranks(arguments: Any, processes: int, folder: LaunchFolder, restarts_after: Callable[[list[Death]], bool]) -> bool:
+        folder.request_stop("SIGTERM")
+        assert not restarts_after([Death(1, -signal.SIGTERM)])
+        return False
+
+    monkeypatch.setattr("megatron_native.training.agent.run_ranks", ranks)
+    (tmp_path / "shared").mkdir()
+    run = load_run_config(write_config(tmp_path), [])
+    assert launch._supervise(run, [], 2, LaunchFolder(tmp_path / "shared")) == 75
+    (event,) = read_json_lines(tmp_path / "run" / "incidents.jsonl")
+    assert event["kind"] == "stop_requested"
+    assert "SIGTERM while the ranks were starting" in event["message"]
+
+
 # What a rank leaves to its launcher.
 
 
@@ -255,9 +270,18 @@ def test_a_checkpoint_counts_as_progress_and_a_torn_line_as_nothing(tmp_path: Pa
     (tmp_path / "checkpoints" / "step_00000004").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step_00000006.partial").mkdir()
     assert last_step(tmp_path) == 4
+    assert last_step(tmp_path / "checkpoints" / "step_00000004") == 4, "a checkpoint is known by its name"
     message = RestartPolicy(tmp_path, 4, max_restarts=1).judge([Death(0, -15), Death(3, -15)]).message
     assert "rank 0 was killed by SIGTERM (and with it rank 3) at step 4; restart 1 of 1" in message
     assert "start again from checkpoint step_00000004" in message
+
+
+def test_the_last_step_is_in_the_end_of_the_metrics(tmp_path: Path) -> None:
+    write_steps(tmp_path, *range(1, 20_001))
+    assert (tmp_path / "metrics.jsonl").stat().st_size > 1 << 18
+    assert last_step(tmp_path) == 20_000
+    write_steps(tmp_path, *range(1, 20_001), 7)  # such as a save that ended late
+    assert last_step(tmp_path) == 20_000
 
 
 def test_no_restarts_asked_for(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_native.training.evaluation import HeldoutScore
-from megatron_native.training.metrics import Metrics, read_metrics
+from megatron_native.training.line_file import read_json_lines
+from megatron_native.training.metrics import Metrics
 from megatron_native.training.norms import LogitFigures, Norms
 from megatron_native.training.step import StepResult
 
@@ -28,7 +29,7 @@ def test_a_resume_replaces_the_lines_after_its_checkpoint(tmp_path: Path) -> Non
     with open(path, "a") as file:
         file.write('{"step": 8, "lo')  # a kill in the middle of a line
     write(path, 5, range(6, 11))
-    assert [record["step"] for record in read_metrics(path)] == list(range(1, 11))
+    assert [record["step"] for record in read_json_lines(path)] == list(range(1, 11))
 
 
 def test_the_console_line_has_loss_rate_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +52,7 @@ def test_a_step_names_its_phase_and_batch(tmp_path: Path) -> None:
     metrics.step(1, StepResult(1.0, 64, 1.5, True), 1e-3, 0.5, 8, 64, phase="anneal", batch=8)
     metrics.step(2, StepResult(1.0, 64, 1.5, True), 1e-3, 0.5, 16, 128)
     metrics.close()
-    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    first, second = read_json_lines(tmp_path / "metrics.jsonl")
     assert (first["phase"], first["batch"]) == ("anneal", 8)
     assert "phase" not in second
     assert "batch" not in second
@@ -77,7 +78,7 @@ def test_the_time_left_is_over_the_remaining_steps(
     metrics.step(102, StepResult(2.0, 64, 1.5, True), 1e-3, 0.5, 8, 64)
     assert "ETA 0:59:30" in capsys.readouterr().out, "the pace since the rewind"
     metrics.close()
-    lines = [(record["step"], record["loss"]) for record in read_metrics(tmp_path / "metrics.jsonl")]
+    lines = [(record["step"], record["loss"]) for record in read_json_lines(tmp_path / "metrics.jsonl")]
     assert lines == [(101, 1.0), (102, 2.0)]
 
 
@@ -110,7 +111,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_norms_and_saves_have_lines_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_all(tmp_path, 0, range(1, 2), 1.0, tensorboard=False)
     assert not (tmp_path / "tensorboard").exists()
-    _, _, norms, saved = read_metrics(tmp_path / "metrics.jsonl")
+    _, _, norms, saved = read_json_lines(tmp_path / "metrics.jsonl")
     assert norms == {
         "step": 1,
         "norms": {

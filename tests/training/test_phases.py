@@ -14,7 +14,7 @@ from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import TorchDistReader
 from megatron_native.data.ledger import read_ledger
 from megatron_native.data.trace import Trace
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config, write_token_dataset
@@ -45,7 +45,7 @@ def blend(folder: Path, **weights: float) -> dict[str, Any]:
 
 
 def losses(run: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+    return [record["loss"] for record in read_json_lines(run / "metrics.jsonl") if "loss" in record]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_several_anneals_branch_off_one_trunk(branches: Path) -> None:
     trunk = losses(branches / "trunk")
     assert len(trunk) == 6
     for name in ("anneal", "other anneal"):
-        records = [record for record in read_metrics(branches / name / "metrics.jsonl") if "loss" in record]
+        records = [record for record in read_json_lines(branches / name / "metrics.jsonl") if "loss" in record]
         assert [record["step"] for record in records] == [5, 6, 7]
         peak = 1e-3
         assert [record["lr"] for record in records] == pytest.approx([peak * (1 - (n / 3) ** 0.5) for n in (1, 2, 3)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_native.checkpoint.import_hf import import_hf
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config
@@ -23,7 +23,7 @@ def test_recomputed_activations_give_the_same_losses_bit_for_bit(tmp_path: Path,
     ]  # fmt: skip
     run_jobs(tmp_path, 1, jobs)
     losses = [
-        [record["loss"] for record in read_metrics(tmp_path / way / "metrics.jsonl") if "loss" in record] for way in ways
+        [record["loss"] for record in read_json_lines(tmp_path / way / "metrics.jsonl") if "loss" in record] for way in ways
     ]
     assert len(losses[0]) == 4
     assert losses[0] == losses[1] == losses[2]

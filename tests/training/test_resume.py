@@ -10,7 +10,7 @@ import torch
 
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import TorchDistReader
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config, write_token_dataset
@@ -19,7 +19,7 @@ TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 
 
 def losses(run: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+    return [record["loss"] for record in read_json_lines(run / "metrics.jsonl") if "loss" in record]
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:

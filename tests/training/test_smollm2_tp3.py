@@ -14,7 +14,7 @@ from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import TorchDistReader
 from megatron_native.data.indexed import IndexedWriter
 from megatron_native.data.tokenizers import load_tokenizer
-from megatron_native.training.metrics import read_metrics
+from megatron_native.training.line_file import read_json_lines
 from tests.distributed import REPOSITORY, run_jobs
 from tests.real_models import smollm2
 from tests.training.conftest import run_config
@@ -47,7 +47,7 @@ def test_tp3_agrees_with_one_process(tmp_path: Path) -> None:
             jobs.append({"train": config})
         run_jobs(tmp_path / str(size), size, jobs)
     losses = {
-        size: [record["loss"] for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+        size: [record["loss"] for record in read_json_lines(run / "metrics.jsonl") if "loss" in record]
         for size, run in runs.items()
     }
     assert losses[3] == pytest.approx(losses[1], abs=1e-5)

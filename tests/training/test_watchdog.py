@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_native.training.incidents import STALL, read_incidents
+from megatron_native.training.incidents import STALL
+from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.stall import RankReport, describe_stack, summarize
 from megatron_native.training.watchdog import Watchdog
 from tests.distributed import REPOSITORY
@@ -65,7 +66,7 @@ def test_the_rank_that_stalls_is_named(tmp_path: Path) -> None:
     assert "in read_slow_shard\n    time.sleep(0.1)" in stacks
     assert "faulthandler:" in stacks
     assert "watchdog" in stacks
-    [incident] = read_incidents(tmp_path / "incidents.jsonl")
+    [incident] = read_json_lines(tmp_path / "incidents.jsonl")
     assert (incident["kind"], incident["step"]) == (STALL, 3)
     assert [report["rank"] for report in incident["details"]["reports"]] == [0, 1, 2, 3]
 
