@@ -1,5 +1,6 @@
 """Dedup held against earlier corpora: what leaves for a stored document, what is only another form of one, what is refused."""
 
+import itertools
 import json
 import random
 import shutil
@@ -187,6 +188,32 @@ def test_new_documents_of_one_id_are_all_forms_of_the_stored_one(tmp_path):
     others = [{**record, "id": str(number)} for number, record in enumerate(new)]
     source = write_jsonl(tmp_path / "others.jsonl", others)
     assert dedup([str(source)], tmp_path / "others", settings, against=[folder]).manifest["counts"]["kept"] == 0
+
+
+def test_a_chain_between_two_stored_documents_leaves_from_both_ends_and_they_stay(tmp_path):
+    words, steps = arabic_text(8, 400).split(), []
+    for step in range(5):
+        steps.append(" ".join(words))
+        for place in range(step * 30, step * 30 + 30):
+            words[place] = f"مختلف{step}و{place}"
+    assert all(jaccard(one, other) > 0.83 for one, other in itertools.pairwise(steps))
+    assert jaccard(steps[0], steps[3]) < 0.63 and jaccard(steps[1], steps[4]) < 0.63
+    new = {"near first": steps[1], "between": steps[2], "near last": steps[3]}
+    _, left, manifest = held_against(tmp_path, {"first": steps[0], "last": steps[4]}, new)
+    assert (left["near first"]["copy_of"], left["near last"]["copy_of"]) == ("first", "last")
+    sizes = manifest["clusters"]["sizes"]  # stored documents count where they have copies, and never as a copy
+    assert sum((int(size) - 1) * count for size, count in sizes.items()) == len(left)
+    assert set(sizes) <= {"2", "3"} and sum(sizes.values()) == 2
+
+
+def test_of_stored_documents_one_of_the_same_text_goes_before_a_near_one(tmp_path):
+    text = arabic_text(1, 300)
+    near = changed(text, 4)
+    assert 0.85 < jaccard(text, near) < 0.95
+    folder = stored(tmp_path / "earlier", {"near": near, "same": text}, threshold=0.99)
+    source = write_jsonl(tmp_path / "new.jsonl", [{"text": text, "id": "new"}])
+    dedup([str(source)], tmp_path / "out", DedupSettings(), against=[folder])
+    assert duplicates(tmp_path / "out")["new"]["copy_of"] == "same"
 
 
 def corpus(seed, documents=120):
