@@ -465,3 +465,19 @@ def test_broken_off_and_again_gives_the_same_bytes(tmp_path, monkeypatch, phase)
     assert not dedup([str(tmp_path / "new")], tmp_path / "out", settings, **run).skipped
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "whole")
     assert signature_bytes(tmp_path / "out") == signature_bytes(tmp_path / "whole")
+
+
+def test_a_report_accounts_for_the_copies_of_an_earlier_corpus(tmp_path):
+    from megatron_native.corpus.report.gather import ReportSettings, gather
+
+    text = arabic_text(1, 300)
+    new = {"story": wins(STORY), "near": changed(text, 2), "same": STORY, "copy": LIBRARY, "copied": LIBRARY}
+    _, left, _ = held_against(tmp_path, {"old story": STORY, "text": text}, new)
+    assert {record["reason"] for record in left.values()} >= {EXACT, NEAR, "exact copy"}
+    report = gather([str(tmp_path / "out")], ReportSettings())
+    checks = {check.what: check.holds for check in report.checks if check.what in ("clusters", "list of duplicates")}
+    assert checks == {"clusters": True, "list of duplicates": True}
+    assert {pair.reason for pair in report.duplicates[0].pairs} == {"exact copy"}
+    assert sum(count for _, _, count in report.duplicates[0].similarity) == sum(
+        record["reason"] == NEAR for record in left.values()
+    )
