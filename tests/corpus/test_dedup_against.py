@@ -417,7 +417,7 @@ def signature_bytes(folder):
     return {path.name: path.read_bytes() for path in (folder / "_signatures").iterdir()}
 
 
-def test_array_tasks_and_cuts_give_the_same(tmp_path):
+def test_array_tasks_processes_and_cuts_give_the_same(tmp_path):
     settings = many(tmp_path)
     for _ in range(4):
         results = [
@@ -430,6 +430,12 @@ def test_array_tasks_and_cuts_give_the_same(tmp_path):
     assert results[0].skipped
     assert part_bytes(tmp_path / "array") == part_bytes(tmp_path / "whole")
     assert signature_bytes(tmp_path / "array") == signature_bytes(tmp_path / "whole")
+    dedup(
+        [str(tmp_path / "new")], tmp_path / "processes", settings, Execution(workers=2),
+        keep_signatures=True, against=[tmp_path / "earlier"],
+    )  # fmt: skip
+    assert part_bytes(tmp_path / "processes") == part_bytes(tmp_path / "whole")
+    assert signature_bytes(tmp_path / "processes") == signature_bytes(tmp_path / "whole")
     one_part = DedupSettings()
     dedup([str(tmp_path / "old")], tmp_path / "earlier_1", one_part, keep_signatures=True)
     dedup([str(tmp_path / "new")], tmp_path / "whole_1", one_part, None, 64 << 20, against=[tmp_path / "earlier_1"])
