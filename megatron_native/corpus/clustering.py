@@ -167,7 +167,8 @@ def _keepers(
     """
     documents = len(ranks)
     itself = np.arange(documents, dtype=np.uint32)
-    keepers, originals = itself.copy(), itself.copy()
+    keepers = itself.copy()
+    originals = keepers if forms is None else itself.copy()
     similarity = np.ones(documents, dtype=np.float32)
     sketches = Sketches(parts)
     may_leave = itself >= (0 if forms is None else forms.stored)

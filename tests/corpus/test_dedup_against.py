@@ -1,5 +1,6 @@
 """Dedup held against earlier corpora: what leaves for a stored document, what is only another form of one, what is refused."""
 
+import itertools
 import json
 import random
 import shutil
@@ -187,6 +188,32 @@ def test_new_documents_of_one_id_are_all_forms_of_the_stored_one(tmp_path):
     others = [{**record, "id": str(number)} for number, record in enumerate(new)]
     source = write_jsonl(tmp_path / "others.jsonl", others)
     assert dedup([str(source)], tmp_path / "others", settings, against=[folder]).manifest["counts"]["kept"] == 0
+
+
+def test_a_chain_between_two_stored_documents_leaves_from_both_ends_and_they_stay(tmp_path):
+    words, steps = arabic_text(8, 400).split(), []
+    for step in range(5):
+        steps.append(" ".join(words))
+        for place in range(step * 30, step * 30 + 30):
+            words[place] = f"مختلف{step}و{place}"
+    assert all(jaccard(one, other) > 0.83 for one, other in itertools.pairwise(steps))
+    assert jaccard(steps[0], steps[3]) < 0.63 and jaccard(steps[1], steps[4]) < 0.63
+    new = {"near first": steps[1], "between": steps[2], "near last": steps[3]}
+    _, left, manifest = held_against(tmp_path, {"first": steps[0], "last": steps[4]}, new)
+    assert (left["near first"]["copy_of"], left["near last"]["copy_of"]) == ("first", "last")
+    sizes = manifest["clusters"]["sizes"]  # stored documents count where they have copies, and never as a copy
+    assert sum((int(size) - 1) * count for size, count in sizes.items()) == len(left)
+    assert set(sizes) <= {"2", "3"} and sum(sizes.values()) == 2
+
+
+def test_of_stored_documents_one_of_the_same_text_goes_before_a_near_one(tmp_path):
+    text = arabic_text(1, 300)
+    near = changed(text, 4)
+    assert 0.85 < jaccard(text, near) < 0.95
+    folder = stored(tmp_path / "earlier", {"near": near, "same": text}, threshold=0.99)
+    source = write_jsonl(tmp_path / "new.jsonl", [{"text": text, "id": "new"}])
+    dedup([str(source)], tmp_path / "out", DedupSettings(), against=[folder])
+    assert duplicates(tmp_path / "out")["new"]["copy_of"] == "same"
 
 
 def corpus(seed, documents=120):
@@ -390,7 +417,7 @@ def signature_bytes(folder):
     return {path.name: path.read_bytes() for path in (folder / "_signatures").iterdir()}
 
 
-def test_array_tasks_and_cuts_give_the_same(tmp_path):
+def test_array_tasks_processes_and_cuts_give_the_same(tmp_path):
     settings = many(tmp_path)
     for _ in range(4):
         results = [
@@ -403,6 +430,12 @@ def test_array_tasks_and_cuts_give_the_same(tmp_path):
     assert results[0].skipped
     assert part_bytes(tmp_path / "array") == part_bytes(tmp_path / "whole")
     assert signature_bytes(tmp_path / "array") == signature_bytes(tmp_path / "whole")
+    dedup(
+        [str(tmp_path / "new")], tmp_path / "processes", settings, Execution(workers=2),
+        keep_signatures=True, against=[tmp_path / "earlier"],
+    )  # fmt: skip
+    assert part_bytes(tmp_path / "processes") == part_bytes(tmp_path / "whole")
+    assert signature_bytes(tmp_path / "processes") == signature_bytes(tmp_path / "whole")
     one_part = DedupSettings()
     dedup([str(tmp_path / "old")], tmp_path / "earlier_1", one_part, keep_signatures=True)
     dedup([str(tmp_path / "new")], tmp_path / "whole_1", one_part, None, 64 << 20, against=[tmp_path / "earlier_1"])
@@ -438,3 +471,19 @@ def test_broken_off_and_again_gives_the_same_bytes(tmp_path, monkeypatch, phase)
     assert not dedup([str(tmp_path / "new")], tmp_path / "out", settings, **run).skipped
     assert part_bytes(tmp_path / "out") == part_bytes(tmp_path / "whole")
     assert signature_bytes(tmp_path / "out") == signature_bytes(tmp_path / "whole")
+
+
+def test_a_report_accounts_for_the_copies_of_an_earlier_corpus(tmp_path):
+    from megatron_native.corpus.report.gather import ReportSettings, gather
+
+    text = arabic_text(1, 300)
+    new = {"story": wins(STORY), "near": changed(text, 2), "same": STORY, "copy": LIBRARY, "copied": LIBRARY}
+    _, left, _ = held_against(tmp_path, {"old story": STORY, "text": text}, new)
+    assert {record["reason"] for record in left.values()} >= {EXACT, NEAR, "exact copy"}
+    report = gather([str(tmp_path / "out")], ReportSettings())
+    checks = {check.what: check.holds for check in report.checks if check.what in ("clusters", "list of duplicates")}
+    assert checks == {"clusters": True, "list of duplicates": True}
+    assert {pair.reason for pair in report.duplicates[0].pairs} == {"exact copy"}
+    assert sum(count for _, _, count in report.duplicates[0].similarity) == sum(
+        record["reason"] == NEAR for record in left.values()
+    )
