@@ -20,9 +20,10 @@ from megatron_native.corpus.statistics import hash_set
 from megatron_native.errors import UserError
 
 SHIPPED = Path(__file__).with_name("advertisements.yaml")
-_PHONE = r"(?:\(?(?:\+|00)?[0-9٠-٩][0-9٠-٩()\-\s]{5,16}[0-9٠-٩])"
+_PHONE = r"(?<![0-9٠-٩])(?:\+|00|0|٠|920|800)[0-9٠-٩](?:[ -]?[0-9٠-٩]){5,12}(?![0-9٠-٩])"
 _LINK = rf"(?:[{HIDDEN}]|https?://|www\.|\bt\.me\b)"
 _NOW = r"(?:(?:الآن|الان) )?"
+_END = r"(?=[^\w\n]*(?:\n|\Z))"
 _KEPT_BEFORE = STOPS + "»”\")]}"
 _KEYS = {"max_words", "first_words", "patterns"}
 
@@ -81,7 +82,7 @@ class Advertisements(NamedTuple):
             return (line, line_end + 1) if line_end < len(text) else (max(0, line - 1), line_end)
         while end < line_end and text[end] in " \u00a0":
             end += 1
-        return (begin, line_end) if not rest else (max(begin, line), end) if begin == line else (_blank(text, begin), end)
+        return (begin, line_end) if not rest else (begin if begin == line else _blank(text, begin), end)
 
     def _may_go(self, sentence: str, addresses: frozenset[str]) -> bool:
         if len(sentence.split()) > self.max_words:
@@ -117,7 +118,9 @@ def load_advertisements(path: Path = SHIPPED) -> Advertisements:
     parts = []
     for group, patterns in raw["patterns"].items():
         for written in patterns:
-            pattern = written.replace("{phone}", _PHONE).replace("{link}", _LINK).replace("{now}", _NOW)
+            pattern = str(written)
+            for name, meaning in (("phone", _PHONE), ("link", _LINK), ("now", _NOW), ("end", _END)):
+                pattern = pattern.replace("{" + name + "}", meaning)
             try:
                 re.compile(pattern)
             except re.error as error:

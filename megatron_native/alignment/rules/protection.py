@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_native.alignment.layout_blocks import Span, blocks_of
+from megatron_native.alignment.rules.residue import TRACKER
 from megatron_native.corpus.scripture import Frozen, freeze
 
 _ADDRESS = re.compile(
@@ -48,7 +49,8 @@ def protect(text: str, scripture: Iterable[Span], signs: bool) -> Protected:
     """
     spans = list(scripture)
     if signs:
-        spans += blocks_of(text).whole
+        # A call of a tracker with || in it looks like the row of a table.
+        spans += [span for span in blocks_of(text).whole if TRACKER.match(text[slice(*span)]) is None]
         if "://" in text or "www." in text or "@" in text:
             spans += [found.span() for found in _ADDRESS.finditer(text)]
         if "`" in text:

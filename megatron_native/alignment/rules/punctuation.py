@@ -23,7 +23,7 @@ _REACH = 80
 _BLANK_BEFORE = re.compile(rf"[ \u00a0]+(?=[،؛؟!.:,;?])(?<=[{LETTER}{MARK}{DIGIT})\]»”\"%{HIDDEN}] )")
 _GLUED_SIGN = re.compile(
     rf"[،؛؟!:.](?:(?<=[{LETTER}{MARK}{DIGIT})\]»”\"][،؛؟])(?=[{LETTER}«“(\"])|(?<=[{LETTER}{MARK})\]»”\"][،؛])(?=[{DIGIT}])"
-    rf"|(?<=[{LETTER}{MARK}][{LETTER}{MARK}][!:])(?=[{LETTER}«“][{LETTER}])"
+    rf"|(?:(?<=[{LETTER}{MARK}][{LETTER}{MARK}][!:])|(?<=[)\]»”][!:]))(?=[{LETTER}«“][{LETTER}])"
     rf"|(?<=[{LETTER}][{LETTER}{MARK}][{LETTER}{MARK}]\.)(?=[{LETTER}]{{3}})"
     rf"(?!(?:نت|كوم|أورج|اورج|نيت|غوف|جوف|دوت)(?![{LETTER}])))"
 )

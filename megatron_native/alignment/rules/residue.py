@@ -49,7 +49,7 @@ _DEAD_LINK = re.compile(r"(?<!!)\[(?P<text>[^\[\]\n]{1,200})\]\((?:javascript:[^
 _TEMPLATE_VARIABLE = re.compile(
     r"\$\{[A-Za-z_][\w.]{0,60}\}|\{%[^{}\n]{1,200}%\}|<%[^%\n]{1,200}%>|%%[A-Z_]{2,40}%%|\[%[^\[\]\n]{1,80}%\]"
 )
-_TRACKER = re.compile(
+TRACKER = re.compile(
     r"^[^\n؀-ۿ]*(?:adsbygoogle|googletag\.|_taboola|fbq\(|gtag\(|ga\('|dataLayer\.push|FB\.init|twttr\.|_gaq\.push"
     r"|document\.write\()[^\n؀-ۿ]*$\n?",
     re.MULTILINE,
@@ -112,7 +112,7 @@ def wiki(text: str) -> Edited:
 def templates(text: str) -> Edited:
     """Variables of templates that nobody filled in, dead links and empty pictures of Markdown, calls of trackers."""
     total = 0
-    for pattern, new in ((_TEMPLATE_VARIABLE, ""), (_EMPTY_IMAGE, ""), (_DEAD_LINK, _kept), (_TRACKER, "")):
+    for pattern, new in ((_TEMPLATE_VARIABLE, ""), (_EMPTY_IMAGE, ""), (_DEAD_LINK, _kept), (TRACKER, "")):
         text, edits = pattern.subn(new, text)  # type: ignore[arg-type]
         total += edits
     return text, total

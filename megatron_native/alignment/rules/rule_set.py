@@ -22,6 +22,8 @@ from megatron_native.manifest import parameters_hash
 
 MOST_PASSES = 10
 """Passes over one text at most; two or three do for texts people write."""
+_EDGES = " \t\r\n" + triggers.ODD_BLANKS
+_FIRST_ARABIC, _LAST_ARABIC = "\u0621", "\u064a"
 VERSION = 1
 """Goes up when a rule does something else than before."""
 
@@ -146,14 +148,20 @@ class Rules:
             text: a passage or a document.
             scripture_spans: what `ScriptureFinder.spans` found in it, where that is at hand.
         """
-        codes = code_points(text)
-        flags = self._flags(codes)
-        if not text or not flags & ~triggers.PROTECTED:
-            return RuleResult(text, {})
-        spans = self._scripture.spans(codes) if scripture_spans is None else scripture_spans
-        protected = protect(text, spans, bool(flags & triggers.PROTECTED))
-        now = protected.frozen.text
         edits: Counter[str] = Counter()
+        now, begin = self._edges(text)
+        if now is not text:
+            edits["blanks"] += 1
+        codes = code_points(now)
+        flags = self._flags(codes)
+        if not now or not flags & ~triggers.PROTECTED:
+            return RuleResult(now, dict(edits))
+        if scripture_spans is None:
+            spans = self._scripture.spans(codes)
+        else:
+            spans = [(first - begin, last - begin) for first, last in scripture_spans]
+        protected = protect(now, spans, bool(flags & triggers.PROTECTED))
+        now = protected.frozen.text
         for _ in range(MOST_PASSES):
             before = now
             for rule in self._rules:
@@ -173,6 +181,18 @@ class Rules:
         if not edits:
             return RuleResult(text, {})
         return RuleResult(protected.frozen.thaw(now), dict(edits))
+
+    def _edges(self, text: str) -> tuple[str, int]:
+        """The text without blanks at its ends, where that is all that many need, and where it begins in the old one."""
+        if not self._can & triggers.BLANKS or not text:
+            return text, 0
+        bare = text.rstrip(_EDGES)
+        if bare[:1] in _EDGES:
+            inner = bare.lstrip(_EDGES)
+            if _FIRST_ARABIC <= inner[:1] <= _LAST_ARABIC:  # other lines may be code, whose indentation stays
+                bare = inner
+                return bare, len(text.rstrip(_EDGES)) - len(bare)
+        return (bare, 0) if len(bare) != len(text) else (text, 0)
 
     def _flags(self, codes: NDArray[np.uint32]) -> int:
         flags = triggers.look(codes)
