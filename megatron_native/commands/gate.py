@@ -11,8 +11,8 @@ from megatron_native.commands.stage_arguments import add_execution
 if TYPE_CHECKING:
     from megatron_native.alignment.gates.pairs import PairSettings
 
-SUMMARY = """Check rewritten passages against their origins: language, numbers, names, quotations, scripture, invented or missing
-content, leaked scaffold, refusals, loops. Good pairs are kept, refused ones are written beside them with the reasons."""
+SUMMARY = """Check rewritten passages against their origins: language, numbers, names, quotations, scripture, invented or
+missing content, leaked scaffold, refusals, loops. Good pairs are kept, refused ones are written beside them with the reasons."""
 EXAMPLES = """\
   megatron-native gate --input alignment_data_split/ --output checked/
   megatron-native gate --input rewrite_seed_data.json --output checked/ --keep-scores
@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="new folder for the pairs that pass")
     parser.add_argument("--origin-key", default="origin", metavar="KEY", help="field of the passage (origin)")
     parser.add_argument("--rewritten-key", default="rewritten", metavar="KEY", help="field of its rewrite (rewritten)")
-    parser.add_argument("--gates", type=Path, metavar="FILE", help="YAML with settings that differ from the shipped ones")
+    parser.add_argument(
+        "--gates", type=Path, metavar="FILE", help="YAML with settings that differ from the shipped ones"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="GATE.KEY=VALUE", dest="overrides",
         help="one setting, such as numbers.most_lost=1, or names=false to switch a gate off; may be repeated",

@@ -142,7 +142,9 @@ def _kept_in_parts(number: str, others: Counter[str]) -> bool:
     parts = re.split(r"[/:\-.,]", number)
     if len(parts) > 1:
         return all(part in others for part in parts)
-    return any(len(other) < len(number) and number.startswith(other) and number[len(other) :] in others for other in others)
+    return any(
+        len(other) < len(number) and number.startswith(other) and number[len(other) :] in others for other in others
+    )
 
 
 @register
@@ -181,7 +183,7 @@ class Quotations:
 
     def judge(self, pair: Pair) -> Judgement:
         """Spelling in the matching view; the kind of quotation marks makes no difference."""
-        if pair.same_words or not any(sign in text for text in (pair.origin, pair.rewritten) for sign in "«“\""):
+        if pair.same_words or not any(sign in text for text in (pair.origin, pair.rewritten) for sign in '«“"'):
             return Judgement(self.name, 0.0, True)
         nothing = np.zeros(len(pair.b.hashes), dtype=np.bool_)
         changed = self._missing(pair.a, _without_residue(pair), pair.allowed, pair.residue, pair.b, nothing)
@@ -228,7 +230,9 @@ def _without_residue(pair: Pair) -> str:
 
 def _holds(hashes: NDArray[np.uint64], run: NDArray[np.uint64]) -> bool:
     """Whether the words stand there on end."""
-    places = np.flatnonzero(hashes[: len(hashes) - len(run) + 1] == run[0]) if len(run) <= len(hashes) else []
+    if len(run) > len(hashes):
+        return False
+    places = np.flatnonzero(hashes[: len(hashes) - len(run) + 1] == run[0]).tolist()
     return any(np.array_equal(hashes[place : place + len(run)], run) for place in places)
 
 
@@ -271,7 +275,8 @@ def _bare_in(verse: str, text: str) -> bool:
         return False
     pieces = re.search(r"[\s\u0640\u064b-\u065f\u0670\u06d6-\u06ed]*".join(map(re.escape, bare)), text)
     return pieces is not None and (
-        not _ONLY_MARKS.search(pieces.group()) or sorted(_ONLY_MARKS.findall(verse)) == sorted(_ONLY_MARKS.findall(pieces.group()))
+        not _ONLY_MARKS.search(pieces.group())
+        or sorted(_ONLY_MARKS.findall(verse)) == sorted(_ONLY_MARKS.findall(pieces.group()))
     )
 
 

@@ -35,6 +35,12 @@ _LEAST_OF_SENTENCE = 0.5
 """Share of a sentence's words that has to be lost for the whole of it to count as taken out."""
 
 
+_MOST_OF_SENTENCE = 30
+"""Words of a sentence that may go as a whole."""
+_AROUND = 6
+"""Words on either side of a phrase that may go with it where no sentence ends."""
+
+
 class Judgement(NamedTuple):
     """What one gate says of a pair.
 
@@ -200,8 +206,19 @@ class Pair:
             return []
         pattern, found = phrases(name), []
         for first, last, lost in self._lossy:
-            if lost >= least * (last - first) and pattern.search(self.words_of_origin(first, last)):
+            long = last - first > _MOST_OF_SENTENCE
+            if lost < least * (last - first) and not long:
+                continue
+            text = self.words_of_origin(first, last)
+            if not long and pattern.search(text):
                 found.append((first, last))
+            elif long:  # no sentence at all: what stands around the phrase
+                for match in pattern.finditer(text):
+                    place = first + text.count(" ", 0, match.start())
+                    stop = place + match.group().count(" ") + 1
+                    begin, end = max(first, place - _AROUND), min(last, stop + _AROUND)
+                    if np.count_nonzero(self.aligned.kept[begin:end] != ALIGNED) >= _LEAST_OF_SENTENCE * (end - begin):
+                        found.append((begin, end))
         return found
 
     @cached_property
@@ -289,4 +306,16 @@ def shown(words: list[str], most: int = 4) -> str:
     return "، ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
-__all__ = ["REGISTRY", "RESIDUE", "UNKNOWN", "Factory", "Gate", "Judgement", "NewWord", "Pair", "Readers", "register", "shown"]
+__all__ = [
+    "REGISTRY",
+    "RESIDUE",
+    "UNKNOWN",
+    "Factory",
+    "Gate",
+    "Judgement",
+    "NewWord",
+    "Pair",
+    "Readers",
+    "register",
+    "shown",
+]

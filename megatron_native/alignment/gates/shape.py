@@ -179,7 +179,7 @@ class CutOff:
 
 
 def _fewer(pair: Pair, first: int) -> NDArray[np.bool_]:
-    """bool [origin words from `first`]: words that the rewrite has elsewhere, but less often than the origin."""
+    """Bool [origin words from `first`]: words that the rewrite has elsewhere, but less often than the origin."""
     fewer = pair.aligned.kept[first:] == ELSEWHERE
     for place in np.flatnonzero(fewer).tolist():
         value = pair.a.hashes[first + place]
