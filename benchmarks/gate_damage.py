@@ -7,6 +7,7 @@ Independent of the gates: nothing of `megatron_native/alignment/gates` is read h
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -25,7 +26,10 @@ TOKENS = 170
 _LEAST_WORDS = 25
 _WORD = re.compile(r"[\u0621-\u064a]+")
 _SENTENCE = re.compile(r"(?<=[.!?؟])\s+|\n+")
-_TITLES = "الدكتور|المهندس|الأستاذ|الشيخ|الأمير|اللواء|العميد|العقيد|الوزير|الرئيس|اللاعب|المدرب|الكابتن|الفنان|الكاتب|المقدم|النقيب|السيد"
+_TITLES = (
+    "الدكتور|المهندس|الأستاذ|الشيخ|الأمير|اللواء|العميد|العقيد|الوزير|الرئيس|اللاعب|المدرب|الكابتن|الفنان|الكاتب|"
+    "المقدم|النقيب|السيد"
+)
 _PERSON = re.compile(
     rf"(?:{_TITLES}) ([\u0621-\u064a]{{3,}}) (?:بن [\u0621-\u064a]{{3,}} )?(ال[\u0621-\u064a]{{3,}}ي)\b"
 )
@@ -67,7 +71,7 @@ class Bank:
         ]
         raw = json.loads(resources.files("quran_text_data").joinpath("hafs.json").read_bytes())
         starts = [*raw["ayah_starts"], len(raw["words"])]
-        verses = [(a, b) for a, b in zip(starts, starts[1:]) if 5 <= b - a <= 20]
+        verses = [(a, b) for a, b in itertools.pairwise(starts) if 5 <= b - a <= 20]
         self.verses = [" ".join(filter(None, raw[key][a:b])) for key in ("words", "rasm_imlai") for a, b in verses]
         english = Path(__file__).parent.parent / "examples/quickstart/data/english.jsonl"
         texts = [json.loads(line)["text"] for line in english.read_text(encoding="utf-8").splitlines()]
@@ -469,7 +473,7 @@ def synonyms(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] 
 
 def grammar(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
     """Light mistakes of grammar mended: endings of the plural, accusative alef, إن and أن, هذا and هذه."""
-    if re.search("[«\"“]", text):
+    if re.search('[«"“]', text):
         return None
     words, changed = text.split(" "), 0
     for place, word in enumerate(words):
@@ -480,11 +484,7 @@ def grammar(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] |
         elif word in ("هذا", "هذه", "إن", "أن", "الذي", "التي"):
             pairs = {"هذا": "هذه", "هذه": "هذا", "إن": "أن", "أن": "إن", "الذي": "التي", "التي": "الذي"}
             words[place] = pairs[word]
-        elif (
-            re.fullmatch(r"[\u0621-\u064a]{4,}ا", word)
-            and word.endswith(("يا", "را", "دا", "لا"))
-            and not word.startswith("ال")
-        ):
+        elif re.fullmatch(r"[\u0621-\u064a]{4,}ا", word) and bank.words[word[:-1]] > bank.words[word]:
             words[place] = word[:-1]
         else:
             continue

@@ -21,12 +21,12 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from gate_damage import DAMAGE, GOOD, Case, cases, load
-from results import machine, save
+from gate_damage import DAMAGE, GOOD, Case, cases, load  # noqa: E402
+from results import machine, save  # noqa: E402
 
-from megatron_native.alignment.gates.judging import Gates, build_gates
-from megatron_native.alignment.gates.settings import default_settings
-from tests.alignment.gate_halves import cases_of
+from megatron_native.alignment.gates.judging import Gates, build_gates  # noqa: E402
+from megatron_native.alignment.gates.settings import default_settings  # noqa: E402
+from tests.alignment.gate_halves import cases_of  # noqa: E402
 
 INTENDED = {
     "number_changed": ("numbers",), "name_changed": ("names", "spelling"), "invented": ("invented",),

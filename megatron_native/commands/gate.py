@@ -11,8 +11,8 @@ from megatron_native.commands.stage_arguments import add_execution
 if TYPE_CHECKING:
     from megatron_native.alignment.gates.pairs import PairSettings
 
-SUMMARY = """Check rewritten passages against their origins: language, numbers, names, quotations, scripture, invented or
-missing content, leaked scaffold, refusals, loops. Good pairs are kept, refused ones are written beside them with the reasons."""
+SUMMARY = """Check rewritten passages against their origins: language, numbers, names, quotations, scripture, content that is
+invented or missing, leaked scaffold, refusals, loops. Good pairs are kept, refused ones written beside them with reasons."""
 EXAMPLES = """\
   megatron-native gate --input alignment_data_split/ --output checked/
   megatron-native gate --input rewrite_seed_data.json --output checked/ --keep-scores

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -61,11 +62,11 @@ class Text:
     @cached_property
     def _folded(self) -> list[str]:
         letters, starts = self.letters.tobytes().decode("utf-32-le"), self.starts.tolist()
-        return [letters[begin:end] for begin, end in zip(starts, starts[1:])]
+        return [letters[begin:end] for begin, end in pairwise(starts)]
 
     @cached_property
     def numeric(self) -> NDArray[np.bool_]:
-        """bool [words]: words that have a digit."""
+        """Bool [words]: words that have a digit."""
         digits = (self.letters >= 0x30) & (self.letters <= 0x39)
         if not digits.any():
             return np.zeros(len(self.hashes), dtype=np.bool_)
@@ -283,7 +284,7 @@ def _has(sorted_hashes: Any, value: Any) -> bool:
 def _same_letters(a: Any, a0: int, a1: int, b: Any, b0: int, b1: int) -> bool:
     if a1 - a0 != b1 - b0:
         return False
-    for index in range(a1 - a0):
+    for index in range(a1 - a0):  # noqa: SIM110 (compiled)
         if a[a0 + index] != b[b0 + index]:
             return False
     return True

@@ -23,7 +23,7 @@ from megatron_native.alignment.gates.alignment import (
     TextReader,
     align,
 )
-from megatron_native.alignment.gates.lexicon import GRAMMAR, NAME, UNKNOWN, kinds_of, phrases
+from megatron_native.alignment.gates.lexicon import GRAMMAR, NAME, kinds_of, phrases
 
 _SENTENCE_END = re.compile(r"[.!?؟…]+(?=[\s\"»”')\]]|$)|\n|؛")
 RESIDUE = re.compile(
@@ -176,7 +176,7 @@ class Pair:
 
     @cached_property
     def residue(self) -> NDArray[np.bool_]:
-        """bool [origin words]: words inside tags, entities, reference numbers, hashtags."""
+        """Bool [origin words]: words inside tags, entities, reference numbers, hashtags."""
         mask = np.zeros(len(self.a.hashes), dtype=np.bool_)
         if any(sign in self.origin for sign in "<&[#"):
             for found in RESIDUE.finditer(self.origin):
@@ -191,7 +191,7 @@ class Pair:
 
     @cached_property
     def allowed(self) -> NDArray[np.bool_]:
-        """bool [origin words]: words that may go: residue of markup, advertisements, offences, orders to a model."""
+        """Bool [origin words]: words that may go: residue of markup, advertisements, offences, orders to a model."""
         mask = self.residue.copy()
         for name in ("advertisement", "offence"):
             for first, last in self._gone(name, _LEAST_OF_SENTENCE):
@@ -251,7 +251,7 @@ class Pair:
 
     @cached_property
     def lost(self) -> NDArray[np.bool_]:
-        """bool [origin words]: content words that are in the rewrite in no form and were not to go."""
+        """Bool [origin words]: content words that are in the rewrite in no form and were not to go."""
         if self.same_words:
             return np.zeros(len(self.a.hashes), dtype=np.bool_)
         mask = (self.aligned.kept == NO_SOURCE) & ~self.allowed
@@ -304,18 +304,3 @@ def register(factory: Any) -> Any:
 def shown(words: list[str], most: int = 4) -> str:
     """A few words for a reason."""
     return "، ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
-
-
-__all__ = [
-    "REGISTRY",
-    "RESIDUE",
-    "UNKNOWN",
-    "Factory",
-    "Gate",
-    "Judgement",
-    "NewWord",
-    "Pair",
-    "Readers",
-    "register",
-    "shown",
-]

@@ -102,7 +102,7 @@ def number_words() -> Table:
     for table, ends in ((_ORDINALS, ("", "ة")), (_NUMBER_WORDS, ("",))):
         for value, words in table.items():
             for word in words.split():
-                for article in ("", "ال"):
+                for article in ("", "ال") if value != 2 else ("",):  # الاثنين is Monday
                     for head in ("", "و", "ب", "ف", "ل", "ك"):
                         for end in ends:
                             values[_hash_of(head + article + word + end)] = value

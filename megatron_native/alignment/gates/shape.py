@@ -196,6 +196,3 @@ def _is_beginning(pair: Pair, place: int, last: int) -> bool:
         len(found := pair.a.folded(index)) > len(word) and found.startswith(word)
         for index in range(last + 1, min(last + 4, len(pair.a.hashes)))
     )
-
-
-__all__ = ["CutOff", "Length", "Repetition", "Summarised"]

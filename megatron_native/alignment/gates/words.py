@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_native.alignment.gates.alignment import NO_SOURCE
 from megatron_native.alignment.gates.gate import Judgement, NewWord, Pair, register, shown
-from megatron_native.alignment.gates.lexicon import DIALECT, GRAMMAR, NAME, NUMBER, STOCK, UNKNOWN, kinds_of
+from megatron_native.alignment.gates.lexicon import DIALECT, GRAMMAR, NAME, UNKNOWN, kinds_of
 
 
 def is_misspelling(pair: Pair, word: NewWord) -> bool:
@@ -134,6 +134,3 @@ class Invented:
 def _told(pair: Pair, word: NewWord) -> str:
     written = pair.b.word(word.place)
     return f"{written} (for {pair.a.word(word.nearest)})" if word.nearest >= 0 else written
-
-
-__all__ = ["NUMBER", "STOCK", "Invented", "Names", "Spelling"]
