@@ -7,6 +7,7 @@ Independent of the gates: nothing of `megatron_native/alignment/gates` is read h
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -26,9 +27,12 @@ _LEAST_WORDS = 25
 _WORD = re.compile(r"[\u0621-\u064a]+")
 _SENTENCE = re.compile(r"(?<=[.!?؟])\s+|\n+")
 _TITLES = (
-    "الدكتور|المهندس|الأستاذ|الشيخ|الأمير|اللواء|العميد|العقيد|الوزير|الرئيس|اللاعب|المدرب|الكابتن|الفنان|الكاتب|المقدم|النقيب|السيد"
+    "الدكتور|المهندس|الأستاذ|الشيخ|الأمير|اللواء|العميد|العقيد|الوزير|الرئيس|اللاعب|المدرب|الكابتن|الفنان|الكاتب|"
+    "المقدم|النقيب|السيد"
 )
-_PERSON = re.compile(rf"(?:{_TITLES}) ([\u0621-\u064a]{{3,}}) (?:بن [\u0621-\u064a]{{3,}} )?(ال[\u0621-\u064a]{{3,}}ي)\b")
+_PERSON = re.compile(
+    rf"(?:{_TITLES}) ([\u0621-\u064a]{{3,}}) (?:بن [\u0621-\u064a]{{3,}} )?(ال[\u0621-\u064a]{{3,}}ي)\b"
+)
 _PLACE = re.compile(rf"(?<!\w)[وفبل]?({'|'.join(templates.PLACES)})(?!\w)")
 _LETTERS = "ابتثجحخدذرزسشصضطظعغفقكلمنهوي"
 _TO_EASTERN = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
@@ -60,14 +64,15 @@ class Bank:
         self.families = sorted({family for _, family in people})
         self.places = [place for place in templates.PLACES if self.words[place] > 2]
         self.sentences = [
-            sentence for text in self.passages[:4000] for sentence in _SENTENCE.split(text) if 8 <= len(sentence.split()) <= 30
+            sentence
+            for text in self.passages[:4000]
+            for sentence in _SENTENCE.split(text)
+            if 8 <= len(sentence.split()) <= 30
         ]
         raw = json.loads(resources.files("quran_text_data").joinpath("hafs.json").read_bytes())
         starts = [*raw["ayah_starts"], len(raw["words"])]
-        verses = [(a, b) for a, b in zip(starts, starts[1:]) if 5 <= b - a <= 20]
-        self.verses = [
-            " ".join(filter(None, raw[key][a:b])) for key in ("words", "rasm_imlai") for a, b in verses
-        ]
+        verses = [(a, b) for a, b in itertools.pairwise(starts) if 5 <= b - a <= 20]
+        self.verses = [" ".join(filter(None, raw[key][a:b])) for key in ("words", "rasm_imlai") for a, b in verses]
         english = Path(__file__).parent.parent / "examples/quickstart/data/english.jsonl"
         texts = [json.loads(line)["text"] for line in english.read_text(encoding="utf-8").splitlines()]
         self.english = [
@@ -385,7 +390,12 @@ def unchanged(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]
 def punctuation(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
     """Latin commas, doubled signs and blanks before signs mended."""
     bad = text
-    for good, others in (("،", [",", " ,", " ، ", ",,"]), (".", [" .", "..", " . "]), ("؟", ["?", " ؟", "؟؟؟"]), ("؛", [";"])):
+    for good, others in (
+        ("،", [",", " ,", " ، ", ",,"]),
+        (".", [" .", "..", " . "]),
+        ("؟", ["?", " ؟", "؟؟؟"]),
+        ("؛", [";"]),
+    ):
         bad = "".join(rng.choice(others) if c == good and rng.random() < 0.6 else c for c in bad)
     return "", re.sub(r"(\d) ?[.,] ?(\d)", lambda m: m.group().replace(" ", ""), bad), _numbers_as(text, bad)
 
@@ -433,7 +443,7 @@ def advertisement(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, 
     parts = _sentences(text)
     place = rng.choice([0, len(parts), rng.randint(0, len(parts))])
     glue = rng.choice([" ", "\n"])
-    pieces = [part if part[-1] in ".!؟?…:»\"" else part + "." for part in parts]
+    pieces = [part if part[-1] in '.!؟?…:»"' else part + "." for part in parts]
     return line, glue.join([*pieces[:place], line, *pieces[place:]]), glue.join(pieces)
 
 
@@ -450,6 +460,8 @@ def broken_lines(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, s
 
 def synonyms(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
     """One to three words for others of the same meaning."""
+    if re.search('[«"“]', text):
+        return None  # a quotation is not to be reworded
     entries = [pair for pair in bank.of(templates.SYNONYMS) if re.search(rf"(?<!\w){pair[0]}(?!\w)", text)]
     if not entries:
         return None
@@ -461,16 +473,18 @@ def synonyms(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] 
 
 def grammar(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
     """Light mistakes of grammar mended: endings of the plural, accusative alef, إن and أن, هذا and هذه."""
+    if re.search('[«"“]', text):
+        return None
     words, changed = text.split(" "), 0
     for place, word in enumerate(words):
-        if rng.random() > 0.5:
+        if rng.random() > 0.5 or word in templates.PLACES:
             continue
         if re.fullmatch(r"ال[\u0621-\u064a]{3,}ون", word) or re.fullmatch(r"ال[\u0621-\u064a]{3,}ين", word):
             words[place] = word[:-2] + ("ين" if word.endswith("ون") else "ون")
         elif word in ("هذا", "هذه", "إن", "أن", "الذي", "التي"):
             pairs = {"هذا": "هذه", "هذه": "هذا", "إن": "أن", "أن": "إن", "الذي": "التي", "التي": "الذي"}
             words[place] = pairs[word]
-        elif re.fullmatch(r"[\u0621-\u064a]{4,}ا", word) and word.endswith(("يا", "را", "دا", "لا")) and not word.startswith("ال"):
+        elif re.fullmatch(r"[\u0621-\u064a]{4,}ا", word) and bank.words[word[:-1]] > bank.words[word]:
             words[place] = word[:-1]
         else:
             continue
@@ -482,7 +496,7 @@ def markup(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
     """Tags, entities and reference numbers taken out."""
     words = text.split(" ")
     for place in rng.sample(range(len(words)), min(4, len(words))):
-        mark = rng.choice(["<b>{}</b>", "{}&nbsp;", "<span class=\"x1\">{}</span>", "{}[3]", "{}<br/>", "&quot;{}&quot;"])
+        mark = rng.choice(["<b>{}</b>", "{}&nbsp;", '<span class="x1">{}</span>', "{}[3]", "{}<br/>", "&quot;{}&quot;"])
         if not re.search(r"\d", words[place]):
             words[place] = mark.format(words[place])
     return "", f"<p>{' '.join(words)}</p>", text

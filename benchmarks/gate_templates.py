@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905, W291
 """Sentences by which `gate_damage.py` damages and mends news. Written by hand; nothing of the gates was used.
 
 Even entries of a list serve the half on which thresholds are chosen, odd ones the half that is reported, so that no

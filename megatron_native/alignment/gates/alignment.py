@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -61,11 +62,11 @@ class Text:
     @cached_property
     def _folded(self) -> list[str]:
         letters, starts = self.letters.tobytes().decode("utf-32-le"), self.starts.tolist()
-        return [letters[begin:end] for begin, end in zip(starts, starts[1:])]
+        return [letters[begin:end] for begin, end in pairwise(starts)]
 
     @cached_property
     def numeric(self) -> NDArray[np.bool_]:
-        """bool [words]: words that have a digit."""
+        """Bool [words]: words that have a digit."""
         digits = (self.letters >= 0x30) & (self.letters <= 0x39)
         if not digits.any():
             return np.zeros(len(self.hashes), dtype=np.bool_)
@@ -148,7 +149,9 @@ def _affixes(words: str) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
     return np.array([ord(letter) for letter in "".join(entries)], dtype=np.uint32), starts
 
 
-PREFIXES = _affixes("وال فال بال كال ولل فلل ال لل وب ول وك وس فس فب فل ف و ب ل ك س ي ت ن سي ست سن وي وت ون في فت فن وسي وست فسي فست لي لت")
+PREFIXES = _affixes(
+    "وال فال بال كال ولل فلل ال لل وب ول وك وس فس فب فل ف و ب ل ك س ي ت ن سي ست سن وي وت ون في فت فن وسي وست فسي فست لي لت"
+)
 SUFFIXES = _affixes(
     "ه ها هم هن هما ك كم نا ني ي ات اته اتها اتهم ون ين ان ا تا تان تين ته تها تهم تهما تنا تي ت وا وه وها يه يها يهم اها ائه "
     "اءه يين يون ته ونه ونها ينه تم يا"
@@ -185,11 +188,15 @@ def related(a: Any, a0: int, a1: int, b: Any, b0: int, b1: int, pre: Any, pre_at
             if a[a0 + skipped] != b[b0 + other] or not _is_affix(b, b0, b0 + other, pre, pre_at):
                 continue
             size = 0
-            while a0 + skipped + size < a1 and b0 + other + size < b1 and a[a0 + skipped + size] == b[b0 + other + size]:
+            while (
+                a0 + skipped + size < a1 and b0 + other + size < b1 and a[a0 + skipped + size] == b[b0 + other + size]
+            ):
                 size += 1
             # the common part may reach into the suffixes, so that a shorter stem is tried too
             for stem in range(size, max(2, size - 3), -1):
-                if _is_affix(a, a0 + skipped + stem, a1, suf, suf_at) and _is_affix(b, b0 + other + stem, b1, suf, suf_at):
+                if _is_affix(a, a0 + skipped + stem, a1, suf, suf_at) and _is_affix(
+                    b, b0 + other + stem, b1, suf, suf_at
+                ):
                     return True
     return False
 
@@ -277,7 +284,7 @@ def _has(sorted_hashes: Any, value: Any) -> bool:
 def _same_letters(a: Any, a0: int, a1: int, b: Any, b0: int, b1: int) -> bool:
     if a1 - a0 != b1 - b0:
         return False
-    for index in range(a1 - a0):
+    for index in range(a1 - a0):  # noqa: SIM110 (compiled)
         if a[a0 + index] != b[b0 + index]:
             return False
     return True

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_native.alignment.gates.alignment import ALIGNED, ELSEWHERE, Text
+from megatron_native.alignment.gates.alignment import ALIGNED, Text
 from megatron_native.alignment.gates.gate import RESIDUE, Judgement, Pair, register, shown
 from megatron_native.alignment.gates.lexicon import number_words, values_of
-from megatron_native.corpus.folding import code_points
 
 _DIGITS = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٫٬", "01234567890123456789.,")
-_DIGIT = re.compile(r"\d")
 _NUMBER = re.compile(r"\d+(?:[.,٫٬:/\-–]\d+)*")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _ENUMERATOR = re.compile(r"(?m)^[ \t>*|]*\(?(\d{1,2})[.)\-][ \t]")
@@ -24,6 +22,7 @@ _ADDRESS = re.compile(
     r"(?:https?://|www\.)[^\s<>\"«»“”()\[\]،؛]+|[\w.+\-]+@[\w\-]+(?:\.[\w\-]+)+|"
     r"(?<![\w.@])(?:[a-zA-Z0-9\-]+\.)+(?:com|org|net|gov|edu|info|io|sa|eg|ae|example|me|tv|co)(?:/[^\s<>\"«»()\[\]،؛]*)?"
 )
+_MAY_HAVE_ADDRESS = re.compile(r"://|www\.|@|[A-Za-z0-9]\.[A-Za-z]")
 _TRAILING = ".,:;!?؟*"
 _QUOTES = (
     re.compile(r"«([^«»\n]{1,600})»"), re.compile(r"“([^“”\n]{1,600})”"), re.compile(r"\"([^\"\n]{1,600})\""),
@@ -77,43 +76,38 @@ class Numbers:
         if pair.same_words:
             return Judgement(self.name, 0.0, True)
         listed_a, listed_b = _enumerators(pair.origin), _enumerators(pair.rewritten)
-        at_a = [item for item in numbers_of(pair.origin) if item[1] not in listed_a]
-        at_b = [item for item in numbers_of(pair.rewritten) if item[1] not in listed_b]
+        all_a, all_b = numbers_of(pair.origin), numbers_of(pair.rewritten)
+        at_a = [item for item in all_a if item[1] not in listed_a]
+        at_b = [item for item in all_b if item[1] not in listed_b]
         a, b = Counter(number for number, _ in at_a), Counter(number for number, _ in at_b)
         words_a, words_b = _values(pair.a), _values(pair.b)
-        if a == b and (words_a == words_b or pair.same_words):
+        if a == b and words_a == words_b:
             return Judgement(self.name, 0.0, True)
-        spelt_a, spelt_b = {str(v) for v in words_a}, {str(v) for v in words_b}
-        loose = {value for value in [*a, *b] if "/" in value or ":" in value or "-" in value}
-        parts_a = {part for value in [*a] if value in loose for part in re.split(r"[/:\-]", value)}
-        listed = {number for number, place in numbers_of(pair.origin) if place in listed_a}
-        laid_out = {number for number, place in numbers_of(pair.rewritten) if place in listed_b}
-        new = [v for v in b if v not in a and v not in spelt_a and v not in listed and v not in parts_a]
-        parts_b = {part for value in [*b] if value in loose for part in re.split(r"[/:\-]", value)}
+        fine_a = {str(value) for value in words_a} | _parts(a) | {n for n, place in all_a if place in listed_a}
+        fine_b = {str(value) for value in words_b} | _parts(b) | {n for n, place in all_b if place in listed_b}
+        new = [number for number in b if number not in a and number not in fine_a]
         lost = [
-            number for number, place in at_a
-            if number not in b and number not in laid_out and number not in spelt_b and number not in parts_b and not _may_go(pair, place)
-            and not _kept_in_parts(number, b)
-        ]  # fmt: skip
-        if not new and not lost:  # one of two equal ones became the other
-            more = [v for v in b if b[v] > a[v] > 0]
+            number
+            for number, place in at_a
+            if number not in b and number not in fine_b and not _kept_in_parts(number, b) and not _may_go(pair, place)
+        ]
+        if not new and not lost:  # one of two that both stand there became the other
+            more = [number for number in b if b[number] > a[number] > 0]
             fewer = [number for number, place in at_a if b[number] < a[number] and not _may_go(pair, place)]
             if more and fewer:
                 new, lost = more, fewer
-        context = {number for text in (pair.before, pair.after) if text for number, _ in numbers_of(text)}
-        new = [value for value in new if value not in context and not _kept_in_parts(value, a)]
+        around = {number for text in (pair.before, pair.after) if text for number, _ in numbers_of(text)}
+        new = [number for number in new if number not in around and not _kept_in_parts(number, a)]
         new_words, lost_words = self._words(pair, words_a, words_b, a, b)
         new, lost = new + new_words, lost + lost_words
         passed = len(new) <= self._most_new and len(lost) <= self._most_lost
-        reason = "; ".join(
-            f"{label}: {shown(values)}" for label, values in (("new", new), ("lost", lost)) if values
-        )  # fmt: skip
-        return Judgement(self.name, float(len(new) + len(lost)), passed, reason)
+        told = [f"{label}: {shown(values)}" for label, values in (("new", new), ("lost", lost)) if values]
+        return Judgement(self.name, float(len(new) + len(lost)), passed, "; ".join(told))
 
     def _words(
         self, pair: Pair, words_a: Counter[int], words_b: Counter[int], a: Counter[str], b: Counter[str]
     ) -> tuple[list[str], list[str]]:
-        if words_a == words_b or pair.same_words:
+        if words_a == words_b:
             return [], []
         new = [str(v) for v in words_b if v not in words_a and str(v) not in a]
         if lost := [v for v in words_a if v not in words_b and str(v) not in b]:
@@ -121,6 +115,11 @@ class Numbers:
             gone = values[(pair.aligned.kept != ALIGNED) & ~pair.allowed]
             lost = [value for value in lost if value in gone]
         return [_named(int(v)) for v in new], [_named(v) for v in lost]
+
+
+def _parts(numbers: Counter[str]) -> set[str]:
+    """The numbers inside dates, times and ranges."""
+    return {part for number in numbers if len(parts := re.split(r"[/:\-]", number)) > 1 for part in parts}
 
 
 def _named(value: int) -> str:
@@ -142,7 +141,9 @@ def _kept_in_parts(number: str, others: Counter[str]) -> bool:
     parts = re.split(r"[/:\-.,]", number)
     if len(parts) > 1:
         return all(part in others for part in parts)
-    return any(len(other) < len(number) and number.startswith(other) and number[len(other) :] in others for other in others)
+    return any(
+        len(other) < len(number) and number.startswith(other) and number[len(other) :] in others for other in others
+    )
 
 
 @register
@@ -156,7 +157,7 @@ class Addresses:
 
     def judge(self, pair: Pair) -> Judgement:
         """An address in an advertisement may go; none may come."""
-        if not any(sign in text for text in (pair.origin, pair.rewritten) for sign in ("://", "www.", "@", ".")):
+        if not (_MAY_HAVE_ADDRESS.search(pair.origin) or _MAY_HAVE_ADDRESS.search(pair.rewritten)):
             return Judgement(self.name, 0.0, True)
         at_a = [(found.group().rstrip(_TRAILING), found.start()) for found in _ADDRESS.finditer(pair.origin)]
         b = {found.group().rstrip(_TRAILING) for found in _ADDRESS.finditer(pair.rewritten)}
@@ -181,7 +182,7 @@ class Quotations:
 
     def judge(self, pair: Pair) -> Judgement:
         """Spelling in the matching view; the kind of quotation marks makes no difference."""
-        if pair.same_words or not any(sign in text for text in (pair.origin, pair.rewritten) for sign in "«“\""):
+        if pair.same_words or not any(sign in text for text in (pair.origin, pair.rewritten) for sign in '«“"'):
             return Judgement(self.name, 0.0, True)
         nothing = np.zeros(len(pair.b.hashes), dtype=np.bool_)
         changed = self._missing(pair.a, _without_residue(pair), pair.allowed, pair.residue, pair.b, nothing)
@@ -228,7 +229,9 @@ def _without_residue(pair: Pair) -> str:
 
 def _holds(hashes: NDArray[np.uint64], run: NDArray[np.uint64]) -> bool:
     """Whether the words stand there on end."""
-    places = np.flatnonzero(hashes[: len(hashes) - len(run) + 1] == run[0]) if len(run) <= len(hashes) else []
+    if len(run) > len(hashes):
+        return False
+    places = np.flatnonzero(hashes[: len(hashes) - len(run) + 1] == run[0]).tolist()
     return any(np.array_equal(hashes[place : place + len(run)], run) for place in places)
 
 
@@ -271,8 +274,6 @@ def _bare_in(verse: str, text: str) -> bool:
         return False
     pieces = re.search(r"[\s\u0640\u064b-\u065f\u0670\u06d6-\u06ed]*".join(map(re.escape, bare)), text)
     return pieces is not None and (
-        not _ONLY_MARKS.search(pieces.group()) or sorted(_ONLY_MARKS.findall(verse)) == sorted(_ONLY_MARKS.findall(pieces.group()))
+        not _ONLY_MARKS.search(pieces.group())
+        or sorted(_ONLY_MARKS.findall(verse)) == sorted(_ONLY_MARKS.findall(pieces.group()))
     )
-
-
-__all__ = ["ELSEWHERE", "Addresses", "Numbers", "Quotations", "Scripture", "code_points", "numbers_of"]

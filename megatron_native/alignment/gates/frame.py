@@ -45,7 +45,7 @@ def _prompt_fragments() -> NDArray[np.uint64]:
         conduct = load_conduct(name)
         for form in ("full", "edits"):
             for language in ("ar", "en"):
-                for message in constant_part(conduct, form, language):  # type: ignore[arg-type]
+                for message in constant_part(conduct, form, language):
                     found.append(_fragments(reader.read(message["content"]).hashes))
     return np.unique(np.concatenate(found))
 

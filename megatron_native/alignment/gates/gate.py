@@ -23,7 +23,7 @@ from megatron_native.alignment.gates.alignment import (
     TextReader,
     align,
 )
-from megatron_native.alignment.gates.lexicon import GRAMMAR, NAME, UNKNOWN, kinds_of, phrases
+from megatron_native.alignment.gates.lexicon import GRAMMAR, NAME, kinds_of, phrases
 
 _SENTENCE_END = re.compile(r"[.!?؟…]+(?=[\s\"»”')\]]|$)|\n|؛")
 RESIDUE = re.compile(
@@ -33,6 +33,12 @@ RESIDUE = re.compile(
 )
 _LEAST_OF_SENTENCE = 0.5
 """Share of a sentence's words that has to be lost for the whole of it to count as taken out."""
+
+
+_MOST_OF_SENTENCE = 30
+"""Words of a sentence that may go as a whole."""
+_AROUND = 6
+"""Words on either side of a phrase that may go with it where no sentence ends."""
 
 
 class Judgement(NamedTuple):
@@ -170,7 +176,7 @@ class Pair:
 
     @cached_property
     def residue(self) -> NDArray[np.bool_]:
-        """bool [origin words]: words inside tags, entities, reference numbers, hashtags."""
+        """Bool [origin words]: words inside tags, entities, reference numbers, hashtags."""
         mask = np.zeros(len(self.a.hashes), dtype=np.bool_)
         if any(sign in self.origin for sign in "<&[#"):
             for found in RESIDUE.finditer(self.origin):
@@ -185,7 +191,7 @@ class Pair:
 
     @cached_property
     def allowed(self) -> NDArray[np.bool_]:
-        """bool [origin words]: words that may go: residue of markup, advertisements, offences, orders to a model."""
+        """Bool [origin words]: words that may go: residue of markup, advertisements, offences, orders to a model."""
         mask = self.residue.copy()
         for name in ("advertisement", "offence"):
             for first, last in self._gone(name, _LEAST_OF_SENTENCE):
@@ -200,8 +206,19 @@ class Pair:
             return []
         pattern, found = phrases(name), []
         for first, last, lost in self._lossy:
-            if lost >= least * (last - first) and pattern.search(self.words_of_origin(first, last)):
+            long = last - first > _MOST_OF_SENTENCE
+            if lost < least * (last - first) and not long:
+                continue
+            text = self.words_of_origin(first, last)
+            if not long and pattern.search(text):
                 found.append((first, last))
+            elif long:  # no sentence at all: what stands around the phrase
+                for match in pattern.finditer(text):
+                    place = first + text.count(" ", 0, match.start())
+                    stop = place + match.group().count(" ") + 1
+                    begin, end = max(first, place - _AROUND), min(last, stop + _AROUND)
+                    if np.count_nonzero(self.aligned.kept[begin:end] != ALIGNED) >= _LEAST_OF_SENTENCE * (end - begin):
+                        found.append((begin, end))
         return found
 
     @cached_property
@@ -234,7 +251,7 @@ class Pair:
 
     @cached_property
     def lost(self) -> NDArray[np.bool_]:
-        """bool [origin words]: content words that are in the rewrite in no form and were not to go."""
+        """Bool [origin words]: content words that are in the rewrite in no form and were not to go."""
         if self.same_words:
             return np.zeros(len(self.a.hashes), dtype=np.bool_)
         mask = (self.aligned.kept == NO_SOURCE) & ~self.allowed
@@ -287,6 +304,3 @@ def register(factory: Any) -> Any:
 def shown(words: list[str], most: int = 4) -> str:
     """A few words for a reason."""
     return "، ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
-
-
-__all__ = ["REGISTRY", "RESIDUE", "UNKNOWN", "Factory", "Gate", "Judgement", "NewWord", "Pair", "Readers", "register", "shown"]

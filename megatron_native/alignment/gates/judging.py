@@ -59,7 +59,9 @@ class Gates:
         self._gates = gates
         self._settings = settings
         self._readers = Readers()
-        self._unchanged = Verdict(True, tuple(Judgement(gate.name, _UNCHANGED.get(gate.name, 0.0), True) for gate in gates))
+        self._unchanged = Verdict(
+            True, tuple(Judgement(gate.name, _UNCHANGED.get(gate.name, 0.0), True) for gate in gates)
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ class Gates:
             return self._unchanged
         pair = Pair(origin, rewritten, before, after, self._readers)
         judgements = tuple([gate.judge(pair) for gate in self._gates])
-        return Verdict(all([judgement.passed for judgement in judgements]), judgements)
+        return Verdict(all(judgement.passed for judgement in judgements), judgements)
 
 
 _UNCHANGED = {"length": 1.0, "similarity": 1.0}

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from megatron_native.alignment.gates.alignment import ALIGNED, NO_SOURCE
+from megatron_native.alignment.gates.alignment import ALIGNED, NO_SOURCE, RELATED
 from megatron_native.alignment.gates.gate import Judgement, NewWord, Pair, register, shown
 from megatron_native.alignment.gates.lexicon import dialect_words, values_of
 from megatron_native.corpus.survey import survey
 
 _FEW_NEW = 3
 _FROM_DIALECT = 3
+_PRESENT = 2
+"""Worth of a verb that got the ب of the dialects' present."""
 """Worth of markers from which a passage is taken to be in a dialect."""
 
 
@@ -86,8 +88,13 @@ class Dialect:
             return Judgement(self.name, 0.0, True)
         table = dialect_words()
         worth_a, worth_b = values_of(pair.a.hashes, table), values_of(pair.b.hashes, table)
-        new = (pair.aligned.source == NO_SOURCE) & (worth_b > 0)
+        source = pair.aligned.source
+        new = (worth_b > 0) & ((source == NO_SOURCE) | ((source == RELATED) & (worth_b >= _FROM_DIALECT)))
         gained = int(worth_b[new].sum())
+        for place in np.flatnonzero(source == RELATED).tolist():
+            if self._is_present(pair, place):
+                new[place] = True
+                gained += _PRESENT
         if gained > self._most_gained:
             words = [pair.b.word(place) for place in np.flatnonzero(new).tolist()]
             return Judgement(self.name, float(gained), False, f"words of a dialect came in: {shown(words)}")
@@ -99,3 +106,10 @@ class Dialect:
                 words = [pair.a.word(place) for place in np.flatnonzero(gone).tolist()]
                 return Judgement(self.name, 10 * share, False, f"words of the dialect went: {shown(words)}")
         return Judgement(self.name, float(gained), True)
+
+    def _is_present(self, pair: Pair, place: int) -> bool:
+        word = pair.b.folded(place)
+        if len(word) < 5 or word[0] != "ب" or word[1] not in "يتن":
+            return False
+        begin, end = int(pair.aligned.gap_begins[place]), int(pair.aligned.gap_ends[place])
+        return any(pair.a.folded(index) == word[1:] for index in range(begin, min(end, begin + 64)))

@@ -102,7 +102,7 @@ def number_words() -> Table:
     for table, ends in ((_ORDINALS, ("", "ة")), (_NUMBER_WORDS, ("",))):
         for value, words in table.items():
             for word in words.split():
-                for article in ("", "ال"):
+                for article in ("", "ال") if value != 2 else ("",):  # الاثنين is Monday
                     for head in ("", "و", "ب", "ف", "ل", "ك"):
                         for end in ends:
                             values[_hash_of(head + article + word + end)] = value
@@ -124,13 +124,15 @@ def _find(hashes: Any, value: Any) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _stem_kind(letters: Any, begin: int, end: int, hashes: Any, kinds: Any, pre: Any, pre_at: Any, suf: Any, suf_at: Any):
-    """The kind of the word under some affixes, the whole word first; −1 where there is none."""
+def _stem_kind(
+    letters: Any, begin: int, end: int, hashes: Any, kinds: Any, pre: Any, pre_at: Any, suf: Any, suf_at: Any, most: int
+) -> int:
+    """The kind of the word under a prefix of `most` letters at most and a suffix, the whole word first; −1: none."""
     found = _find(hashes, _hash(letters, begin, end))
     if found >= 0:
         return int(kinds[found])
     best = -1
-    for head in range(0, min(4, end - begin - 1)):
+    for head in range(0, min(most + 1, end - begin - 1)):
         if not _is_affix(letters, begin, begin + head, pre, pre_at):
             continue
         for tail in range(0, min(5, end - begin - head - 1)):
@@ -165,16 +167,18 @@ def _kinds(
             out[index] = NUMBER
             continue
         named = _find(names, value) >= 0
-        if not named and _find(common, value) >= 0:
-            out[index] = common_kinds[_find(common, value)]
-            continue
+        if not named:  # وجده is of وجد before it is جدة with a و
+            kind = _stem_kind(letters, begin, end, common, common_kinds, pre, pre_at, suf, suf_at, 0)
+            if kind > 0:
+                out[index] = kind
+                continue
         for head in range(1, min(3, end - begin - 2)):
             if not named and _is_affix(letters, begin, begin + head, pre, pre_at):
                 named = _find(names, _hash(letters, begin + head, end)) >= 0
         if named:
             out[index] = NAME
             continue
-        kind = _stem_kind(letters, begin, end, common, common_kinds, pre, pre_at, suf, suf_at)
+        kind = _stem_kind(letters, begin, end, common, common_kinds, pre, pre_at, suf, suf_at, 3)
         if kind < 0 and _find(dialects, value) >= 0:
             kind = DIALECT
         out[index] = kind if kind > 0 else UNKNOWN

@@ -39,7 +39,9 @@ class Similarity:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         if not settings["model"]:
-            raise UserError("gate similarity needs a model: set similarity.model to a Hugging Face folder, or switch it off.")
+            raise UserError(
+                "gate similarity needs a model: set similarity.model to a Hugging Face folder, or switch it off."
+            )
         self._folder = Path(settings["model"])
         if not (self._folder / "config.json").is_file():
             raise UserError(f"similarity.model {self._folder} is no Hugging Face folder: it has no config.json.")

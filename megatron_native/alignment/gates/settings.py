@@ -81,7 +81,9 @@ def _checked(value: Any, default: Any, where: str) -> Any:
         fits = value is None or isinstance(value, str)
     if not fits:
         kind = "true or false" if isinstance(default, bool) else "a number, 0 or more"
-        raise UserError(f"{where} is {value!r}; it must be {kind if isinstance(default, (bool, int, float)) else 'text'}.")
+        raise UserError(
+            f"{where} is {value!r}; it must be {kind if isinstance(default, (bool, int, float)) else 'text'}."
+        )
     return value
 
 

@@ -179,7 +179,7 @@ class CutOff:
 
 
 def _fewer(pair: Pair, first: int) -> NDArray[np.bool_]:
-    """bool [origin words from `first`]: words that the rewrite has elsewhere, but less often than the origin."""
+    """Bool [origin words from `first`]: words that the rewrite has elsewhere, but less often than the origin."""
     fewer = pair.aligned.kept[first:] == ELSEWHERE
     for place in np.flatnonzero(fewer).tolist():
         value = pair.a.hashes[first + place]
@@ -196,6 +196,3 @@ def _is_beginning(pair: Pair, place: int, last: int) -> bool:
         len(found := pair.a.folded(index)) > len(word) and found.startswith(word)
         for index in range(last + 1, min(last + 4, len(pair.a.hashes)))
     )
-
-
-__all__ = ["CutOff", "Length", "Repetition", "Summarised"]

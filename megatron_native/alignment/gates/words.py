@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_native.alignment.gates.alignment import NO_SOURCE
 from megatron_native.alignment.gates.gate import Judgement, NewWord, Pair, register, shown
-from megatron_native.alignment.gates.lexicon import DIALECT, GRAMMAR, NAME, NUMBER, STOCK, UNKNOWN, kinds_of
+from megatron_native.alignment.gates.lexicon import DIALECT, GRAMMAR, NAME, UNKNOWN, kinds_of
 
 
 def is_misspelling(pair: Pair, word: NewWord) -> bool:
@@ -37,9 +37,24 @@ class Names:
         """A word that is spelt almost like the origin's is left to the gate of spelling."""
         found = [word for word in pair.new_words if self._is_name(pair, word) or self._replaces(pair, word)]
         words = [_told(pair, word) for word in found]
+        if not words and pair.new_words:
+            words = self._replaced(pair)
         return Judgement(
-            self.name, float(len(words)), len(words) <= self._most, f"new names: {shown(words)}" if words else ""
+            self.name, float(len(words)), len(words) <= self._most, f"other names: {shown(words)}" if words else ""
         )
+
+    def _replaced(self, pair: Pair) -> list[str]:
+        """Names of the list in whose place one other word stands, known though it may be."""
+        lost = np.flatnonzero(pair.lost)
+        if not len(lost):
+            return []
+        names = set(lost[kinds_of(pair.a, lost) == NAME].tolist())
+        new = {word.place for word in pair.new_words}
+        return [
+            f"{pair.b.word(b_begin)} (for {pair.a.word(begin)})"
+            for begin, end, b_begin, b_end in pair.gaps
+            if names and end - begin == b_end - b_begin == 1 and begin in names and b_begin in new
+        ]
 
     def _is_name(self, pair: Pair, word: NewWord) -> bool:
         """A name of the list, unless it repairs a word that nobody knows."""
@@ -119,6 +134,3 @@ class Invented:
 def _told(pair: Pair, word: NewWord) -> str:
     written = pair.b.word(word.place)
     return f"{written} (for {pair.a.word(word.nearest)})" if word.nearest >= 0 else written
-
-
-__all__ = ["NUMBER", "STOCK", "Invented", "Names", "Spelling"]
