@@ -6,11 +6,12 @@ import gc
 import logging
 import multiprocessing
 import os
-import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from megatron_native.alignment.backends.backend import Answer, BackendDownError, Request, Sampling
@@ -20,7 +21,6 @@ from megatron_native.errors import UserError
 _WAITING_FOR_EACH_RUNNING = 1
 """Requests that wait in the engine for each that can run, so that no place stays empty while the caller is busy."""
 _CPU_KV_CACHE_BYTES = 2 << 30
-_LOOKS_AFTER_SECONDS = 1.0
 _QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -136,7 +136,7 @@ class VllmBackend:
             ) from error
         processes = set(multiprocessing.active_children()) - before
         self._engine: Any = self.llm.llm_engine
-        self._steps = _Steps(self._engine.step, processes)
+        self._steps = _Steps(self._engine, processes)
         configuration = self._engine.vllm_config
         self.accelerators: int = configuration.parallel_config.world_size
         running = int(configuration.scheduler_config.max_num_seqs)
@@ -254,21 +254,18 @@ def _answer(request: Request, output: Any) -> Answer:
 
 
 class _Steps:
-    """Steps of an engine, in a thread of their own where the engine is another process.
+    """Steps of an engine, and an end to them when one of its processes has ended.
 
-    A step waits for that process without a limit, also when it was killed. The thread is left waiting then; the caller
-    looks after the processes meanwhile.
+    A step waits for the engine's process without a limit, also where that was killed; so a thread looks after it and
+    puts the news where the step waits.
     """
 
-    def __init__(self, step: Callable[[], list[Any]], processes: Iterable[Any]) -> None:
-        self._step = step
+    def __init__(self, engine: Any, processes: Iterable[BaseProcess]) -> None:
+        self._engine = engine
         self._processes = list(processes)
-        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
-        self._in_flight = False
         self._down = ""
         if self._processes:
-            threading.Thread(target=self._work, name="vllm-steps", daemon=True).start()
+            threading.Thread(target=self._look_after, name="vllm-engine-watch", daemon=True).start()
 
     def step(self) -> list[Any]:
         """What the engine's next step finished.
@@ -277,24 +274,10 @@ class _Steps:
             BackendDownError: the engine is gone.
         """
         self.check()
-        if not self._processes:
-            try:
-                return self._step()
-            except Exception as error:
-                raise self._gone(error) from error
-        if not self._in_flight:
-            self._in_flight = True
-            self._asked.put(True)
-        while True:
-            try:
-                result = self._done.get(timeout=_LOOKS_AFTER_SECONDS)
-            except queue.Empty:
-                self.check()
-                continue
-            self._in_flight = False
-            if isinstance(result, Exception):
-                raise self._gone(result) from result
-            return result
+        try:
+            return list(self._engine.step())
+        except Exception as error:
+            raise self._gone(error) from error
 
     def alive(self) -> bool:
         """Whether the engine can be asked: none of its processes has ended and no step has failed."""
@@ -308,10 +291,11 @@ class _Steps:
     def close(self) -> None:
         """No more steps."""
         self._down = self._down or "it was closed"
-        self._asked.put(False)
-        self._step = list  # lets go of the engine
+        self._engine = None
 
     def _gone(self, error: Exception | None) -> BackendDownError:
+        for process in self._processes:
+            process.join(1)  # its exit code can come a moment after the news
         ended = [f"{p.name} {p.pid} exited with {p.exitcode}" for p in self._processes if not p.is_alive()]
         self._down = self._down or "; ".join(ended) or f"{type(error).__name__}: {error}"
         return BackendDownError(
@@ -319,9 +303,8 @@ class _Steps:
             "max_num_seqs, max_model_len or the KV cache. Start again: what is not answered is asked again."
         )
 
-    def _work(self) -> None:
-        while self._asked.get():
-            try:
-                self._done.put(self._step())
-            except Exception as error:
-                self._done.put(error)
+    def _look_after(self) -> None:
+        wait([process.sentinel for process in self._processes])
+        outputs = getattr(getattr(self._engine, "engine_core", None), "outputs_queue", None)
+        if outputs is not None:
+            outputs.put_nowait(ChildProcessError("a process of the engine has ended"))
