@@ -181,7 +181,7 @@ def _load(worker: Worker, device: str, dtype: str) -> Any:
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end an answer: those of `generation_config.json`, where chat models name a turn's end, and the tokenizer's."""
+    """Tokens that end an answer: those of `generation_config.json`, where chat models name a turn's end; the tokenizer's."""
     named = model.generation_config.eos_token_id
     ends = named if isinstance(named, list) else [named]
     return {int(end) for end in [*ends, tokenizer.eos_token_id] if end is not None}
