@@ -77,7 +77,7 @@ def test_a_damaged_line_in_the_middle_is_counted_and_the_rest_is_read(tmp_path: 
 
 def test_another_kind_of_file_and_a_second_process_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("something else\n")
-    with pytest.raises(UserError, match="no journal of answers|not a journal of answers"):
+    with pytest.raises(UserError, match="is not a journal of answers"):
         AnswerJournal(tmp_path / "text")
     assert (tmp_path / "text").read_text() == "something else\n"
     with AnswerJournal(tmp_path / "journal"), pytest.raises(UserError, match="another process"):
@@ -168,7 +168,6 @@ def test_killed_again_and_again_nothing_is_lost_and_no_recorded_answer_paid_twic
     chance = random.Random(7)
     with FaultyServer({"500": 0.1, "half": 0.1, "closed": 0.05}, seed=3, latency=0.03) as server:
         command = [sys.executable, "-m", "tests.alignment.backends.journal_run", server.url, journal, output, number]
-        recorded: Counter[int] = Counter()
         for _ in range(kills):
             done_before = sum(server.ledger.paid.values())
             process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
@@ -178,7 +177,6 @@ def test_killed_again_and_again_nothing_is_lost_and_no_recorded_answer_paid_twic
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
             paid, lines = sum(server.ledger.paid.values()), journal.read_bytes().count(b'"answer":')
-            recorded[paid - lines] += 1
             assert paid - lines <= kills * 4  # what was in flight at a kill, of 4 places
         finished = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
         assert finished.stdout == "done\n", finished.stderr
