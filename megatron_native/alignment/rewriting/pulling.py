@@ -7,6 +7,7 @@ one that brought an engine down `tries` times is quarantined, its text stays, an
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter, deque
@@ -113,7 +114,7 @@ class Puller:
         self._open: dict[str, _OpenChunk] = {}
         self._again: deque[Request] = deque()
         self._careful: list[tuple[Lease, dict[str, Any], int]] = []
-        self._identity = backend.identity()
+        self._identity: dict[str, Any] = json.loads(json.dumps(backend.identity()))  # plain values, as they are kept
         self._settled = time.monotonic()
 
     def pull(self) -> None:
