@@ -24,7 +24,7 @@ _PHONE = r"(?<![0-9٠-٩])(?:\+|00|0|٠|920|800)[0-9٠-٩](?:[ -]?[0-9٠-٩]){5,
 _LINK = rf"(?:[{HIDDEN}]|https?://|www\.|\bt\.me\b)"
 _NOW = r"(?:(?:الآن|الان) )?"
 _END = r"(?=[^\w\n]*(?:\n|\Z))"
-_KEPT_BEFORE = STOPS + "»”\")]}"
+_KEPT_BEFORE = STOPS + '»”")]}'
 _KEYS = {"max_words", "first_words", "patterns"}
 
 
@@ -69,6 +69,9 @@ class Advertisements(NamedTuple):
         if self.pattern.match(text, place) is None:
             return None
         line = text.rfind("\n", 0, place) + 1
+        before = text[line:place]
+        if before.count("«") > before.count("»") or before.count("“") > before.count("”") or before.count('"') % 2:
+            return None  # somebody's words
         line_end = text.find("\n", place)
         line_end = len(text) if line_end < 0 else line_end
         end = bounds(text, place, line_end).places[0]

@@ -19,7 +19,7 @@ _ITEM = re.compile(r"\s*(?:[-*+•●▪◦■□►➤–—·]|\(?[0-9٠-٩]{1
 _LIST_ITEM = re.compile(r"[-*+] |[0-9٠-٩]{1,3}[.)] ")
 _BULLET = re.compile(r"(?P<indent>[ \t]*)(?P<bullet>[•●▪◦■□►➤–—*-])[ \t]*(?=[^\s*\-–—])(?P<text>.*)")
 _NUMBER = re.compile(r"[ \t]*(?P<number>[0-9]{1,2})[ ]?[-–)][ \t]*(?=[^\s\d\-–])(?P<text>.*)")
-_ENDS = ".!؟?:؛…»”)\"]"
+_ENDS = '.!؟?:؛…»”)"]'
 _SHORTEST, _LONGEST = 40, 130
 """Characters of the longest line of wrapped prose."""
 _LEAST_LINES = 4
@@ -176,5 +176,3 @@ def _run_of_numbers(lines: list[str], start: int) -> list[tuple[int, str]]:
     if len(run) < 2 or not all(_ARABIC_LETTER.search(line) for _, line in run):
         return []
     return run
-
-

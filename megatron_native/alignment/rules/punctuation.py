@@ -20,7 +20,7 @@ _LATIN_SIGN = re.compile("[,;?]")
 _ANY_LETTER = re.compile(r"[^\W\d_]")
 _REACH = 80
 # Every pattern begins with the characters it is about, so that the search jumps from one to the next.
-_BLANK_BEFORE = re.compile(rf"[ \u00a0]+(?=[،؛؟!.:,;?])(?<=[{LETTER}{MARK}{DIGIT})\]»”\"%{HIDDEN}] )")
+_BLANK_BEFORE = re.compile(rf"[ \u00a0]+(?=[،؛؟!.:,;?])(?<=[{LETTER}{MARK}{DIGIT})\]»”\"%] )")
 _GLUED_SIGN = re.compile(
     rf"[،؛؟!:.](?:(?<=[{LETTER}{MARK}{DIGIT})\]»”\"][،؛؟])(?=[{LETTER}«“(\"])|(?<=[{LETTER}{MARK})\]»”\"][،؛])(?=[{DIGIT}])"
     rf"|(?:(?<=[{LETTER}{MARK}][{LETTER}{MARK}][!:])|(?<=[)\]»”][!:]))(?=[{LETTER}«“][{LETTER}])"

@@ -148,6 +148,9 @@ class Rules:
             text: a passage or a document.
             scripture_spans: what `ScriptureFinder.spans` found in it, where that is at hand.
         """
+        return self._apply(text, scripture_spans, MOST_PASSES)
+
+    def _apply(self, text: str, scripture_spans: Sequence[tuple[int, int]] | None, again: int) -> RuleResult:
         edits: Counter[str] = Counter()
         now, begin = self._edges(text)
         if now is not text:
@@ -180,7 +183,12 @@ class Rules:
                 break
         if not edits:
             return RuleResult(text, {})
-        return RuleResult(protected.frozen.thaw(now), dict(edits))
+        result = protected.frozen.thaw(now)
+        if scripture_spans is None and protected.frozen.passages and result != text and again:
+            # What was mended can make more, or less, of the text an address or a verse.
+            result, more = self._apply(result, None, again - 1)
+            edits.update(more)
+        return RuleResult(result, dict(edits))
 
     def _edges(self, text: str) -> tuple[str, int]:
         """The text without blanks at its ends, where that is all that many need, and where it begins in the old one."""

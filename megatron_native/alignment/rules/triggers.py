@@ -213,5 +213,3 @@ def _look(codes: Any, table: Any) -> Any:
     if length and (codes[length - 1] == 10):
         flags |= BLANKS
     return flags
-
-

@@ -72,7 +72,9 @@ BEFORE_AND_AFTER = {
     ],
     "mirrored_quotes": [("قرأت كتاب »الأيام« أمس.", "قرأت كتاب «الأيام» أمس.")],
     "blanks_before_signs": [("وصل الوفد ، ثم غادر .", "وصل الوفد، ثم غادر.")],
-    "blanks_inside_brackets": [("زار العاصمة ( الرياض ) اليوم، وقرأ « الأيام ».", "زار العاصمة (الرياض) اليوم، وقرأ «الأيام».")],
+    "blanks_inside_brackets": [
+        ("زار العاصمة ( الرياض ) اليوم، وقرأ « الأيام ».", "زار العاصمة (الرياض) اليوم، وقرأ «الأيام».")
+    ],
     "straight_quotes": [
         ('كشفت شركة" زيمبريوم "ثغرة', None),
         ('كشفت شركة "زيمبريوم"ثغرة في نظام " أندرويد ".', 'كشفت شركة "زيمبريوم" ثغرة في نظام "أندرويد".'),
@@ -162,7 +164,9 @@ def test_a_text_without_edits_is_the_same_object() -> None:
     assert build_rules().apply("") == ("", {})
 
 
-@pytest.mark.parametrize("frame", ["{}", "قال تعالى : {} .", "قال تعالى: ﴿ {} ﴾ ,ثم شرح", "<b>{}</b>\u00a0 ,, \n\n\n {}"])
+@pytest.mark.parametrize(
+    "frame", ["{}", "قال تعالى : {} .", "قال تعالى: ﴿ {} ﴾ ,ثم شرح", "<b>{}</b>\u00a0 ,, \n\n\n {}"]
+)
 @pytest.mark.parametrize(
     "verse", [VERSE, VERSE.replace(" ", "  "), VERSE.replace("الدين", "الديـــن"), VERSE.replace(" مالك", " , مالك")]
 )
@@ -198,7 +202,10 @@ def test_code_tables_and_addresses_stay() -> None:
 def test_rules_are_switched_by_name() -> None:
     text = "وصل الوفد , ثم غادر !!"
     assert build_rules({"only": ["arabic_signs"]}).apply(text).text == "وصل الوفد ، ثم غادر !!"
-    assert build_rules({"without": ["arabic_signs"]}).apply(text).edits.keys() == {"repeated_signs", "blanks_before_signs"}
+    assert build_rules({"without": ["arabic_signs"]}).apply(text).edits.keys() == {
+        "repeated_signs",
+        "blanks_before_signs",
+    }
     assert build_rules(RuleSettings(only=["tatweel"])).names == ("tatweel",)
 
 
