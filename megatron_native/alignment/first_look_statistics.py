@@ -160,15 +160,15 @@ def _count_between(codes: Any, first: int, last: int) -> int:
 def _has_run(codes: Any) -> bool:
     """Whether a letter stands three times in a row, or tatweel twice."""
     for place in range(2, len(codes)):
-        if codes[place] == codes[place - 1] and codes[place] > 0x620:
-            if codes[place] == codes[place - 2] or codes[place] == 0x640:
-                return True
+        twice = codes[place] == codes[place - 1] and codes[place] > 0x620
+        if twice and (codes[place] == codes[place - 2] or codes[place] == 0x640):
+            return True
     return False
 
 
 @numba.njit(cache=True, nogil=True)
 def _has_strange(codes: Any) -> bool:
-    for code in codes:
+    for code in codes:  # noqa: SIM110 (compiled)
         if code == 0xFFFD or 0xC0 <= code <= 0xFF or code == 63 or code == 38 or code == 60:
             return True
     return False

@@ -1,5 +1,7 @@
 """Clean Arabic passages, and seeded damage of the kinds that the web has."""
 
+# ruff: noqa: E501 (a passage is a line)
+
 from __future__ import annotations
 
 import random

@@ -133,5 +133,5 @@ def load_advertisements(path: Path = SHIPPED) -> Advertisements:
         first_words = hash_set(word_hash(str(word)) for word in raw["first_words"])
     except ValueError as error:
         raise UserError(f"advertisements {path}: first_words: {error}; give single words.") from error
-    pattern = re.compile("|".join(parts), re.IGNORECASE)
-    return Advertisements(pattern, int(raw["max_words"]), first_words, raw)
+    whole = re.compile("|".join(parts), re.IGNORECASE)
+    return Advertisements(whole, int(raw["max_words"]), first_words, raw)

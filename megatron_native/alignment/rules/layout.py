@@ -6,7 +6,7 @@ Poetry, lists, headings and columns are told by their lines and stay as they are
 from __future__ import annotations
 
 import re
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from megatron_native.alignment.rules.punctuation import HIDDEN, LETTER, Edited
 from megatron_native.alignment.rules.triggers import ODD_BLANKS
@@ -99,7 +99,7 @@ def _is_wrapped(lines: list[str], width: int) -> bool:
     longest = max(width, *map(len, lines))
     if not _SHORTEST <= longest <= _LONGEST:
         return False
-    for line, following in zip(lines, lines[1:]):
+    for line, following in pairwise(lines):
         first = following.split(maxsplit=1)[0] if following.strip() else ""
         if len(line) < _RAGGED * longest or len(line) + 1 + len(first) <= longest:
             return False

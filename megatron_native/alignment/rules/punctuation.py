@@ -22,14 +22,14 @@ _REACH = 80
 # Every pattern begins with the characters it is about, so that the search jumps from one to the next.
 _BLANK_BEFORE = re.compile(rf"[ \u00a0]+(?=[،؛؟!.:,;?])(?<=[{LETTER}{MARK}{DIGIT})\]»”\"%] )")
 _GLUED_SIGN = re.compile(
-    rf"[،؛؟!:.](?:(?<=[{LETTER}{MARK}{DIGIT})\]»”\"][،؛؟])(?=[{LETTER}«“(\"])|(?<=[{LETTER}{MARK})\]»”\"][،؛])(?=[{DIGIT}])"
+    rf"[،؛؟!:.](?:(?<=[{LETTER}{MARK}{DIGIT})\]»”\"][،؛؟])(?=[{LETTER}«“(])|(?<=[{LETTER}{MARK})\]»”\"][،؛])(?=[{DIGIT}])"
     rf"|(?:(?<=[{LETTER}{MARK}][{LETTER}{MARK}][!:])|(?<=[)\]»”][!:]))(?=[{LETTER}«“][{LETTER}])"
     rf"|(?<=[{LETTER}][{LETTER}{MARK}][{LETTER}{MARK}]\.)(?=[{LETTER}]{{3}})"
     rf"(?!(?:نت|كوم|أورج|اورج|نيت|غوف|جوف|دوت)(?![{LETTER}])))"
 )
 _GLUED_BRACKET = re.compile(
     rf"[(«“](?:(?<=[{LETTER}][{LETTER}][{LETTER}][(«“])(?P<before>)(?=[{LETTER}]{{3}})"
-    rf"|(?P<after>[^()«»“”\n]{{3,300}}[)»”])(?=[{LETTER}]{{3}}))"
+    rf"|(?P<after>(?=\S)[^()«»“”\n]{{3,300}}(?<=\S)[)»”])(?=[{LETTER}]{{3}}))"
 )
 _PARTICLES = frozenset(["ال", "وال", "بال", "كال", "فال", "لل", "ولل", "فلل", "وبال", "وكال"])
 _BLANK_INSIDE = re.compile(
@@ -47,6 +47,7 @@ _TATWEEL_INSIDE = re.compile(
 )
 _TATWEEL_END = re.compile(rf"\u0640(?<=[{LETTER}]\u0640)\u0640+(?![{LETTER}{MARK}\u0640])")
 _QUOTED_LINE = re.compile(r"^[^\n\"]*\"[^\n]*$", re.MULTILINE)
+_INCHES = re.compile(rf"[{DIGIT}]\"")
 _STRAIGHT_PAIR = re.compile(r"\"([^\"]*)\"")
 _WORD_BEFORE = re.compile(rf"[{LETTER}{MARK}\u0640]+\Z")
 _MIRRORED_LINE = re.compile(r"^[^\n]*[»”][^\n]*$", re.MULTILINE)
@@ -54,6 +55,7 @@ _MIRRORED_PAIR = re.compile(rf"(?<![^\s(\[])»(?=[{LETTER}{DIGIT}])([^«»\n]*[^
 _MIRRORED_CURLY = re.compile(rf"(?<![^\s(\[])”(?=[{LETTER}{DIGIT}])([^“”\n]*[^\s“”])“(?![^\s،؛:؟!.,)\]])")
 
 
+_TWO_LETTERS = re.compile(f"[{LETTER}][{LETTER}{MARK}]")
 _FREE_BEFORE = ("", " ", "\u00a0", "(", "[", ":", "،", "-", "–", "/")
 _FREE_AFTER = ("", " ", "\u00a0", ")", "]", ".", "،", "؛", ":", "؟", "!", ",", "-", "–", "/")
 
@@ -135,8 +137,7 @@ def repeated_signs(text: str) -> Edited:
                 return None
             if text[found.end() : found.end() + 1].isalpha() and "?" in signs:
                 return None  # letters that were lost
-            mark = "؟" if "؟" in signs or "!" in signs else "؟"
-            return (mark if asks else "") + ("!" if calls else "")
+            return ("؟" if asks else "") + ("!" if calls else "")
         if kind == "comma":
             return "،" if "،" in signs or not _latin_after(text, found.end()) else None
         return {"semi": "؛", "spaced": "...", "dots": "...", "ellipsis": "…"}[kind or ""]
@@ -217,7 +218,7 @@ def straight_quotes(text: str) -> Edited:
     def line_of(found: re.Match[str]) -> str | None:
         nonlocal edits
         line = found.group()
-        if line.count('"') % 2 or re.search(rf"[{DIGIT}]\"", line):
+        if line.count('"') % 2 or _INCHES.search(line):
             return None
         pieces: list[str] = []
         last, done = 0, 0
@@ -241,9 +242,8 @@ def straight_quotes(text: str) -> Edited:
                     return None
                 if len(word.group()) > 2 and word.group() not in _PARTICLES and not word.group().endswith("\u0640"):
                     new = " " + new
-            if _is_arabic(after) and after not in "،؛؟":
-                if re.match(rf"[{LETTER}{MARK}]{{2}}", line[end : end + 2]):
-                    new += " "
+            if _TWO_LETTERS.match(line, end):
+                new += " "
             if new != pair.group():
                 done += 1
                 pieces += [line[last:begin], new]

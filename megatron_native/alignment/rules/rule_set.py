@@ -167,6 +167,7 @@ class Rules:
         now = protected.frozen.text
         for _ in range(MOST_PASSES):
             before = now
+            done: Counter[str] = Counter()
             for rule in self._rules:
                 if not rule.triggers & flags:
                     continue
@@ -175,9 +176,10 @@ class Rules:
                 else:
                     now, count = rule.edit(now)
                 if count:
-                    edits[rule.name] += count
+                    done[rule.name] += count
             if now == before:
                 break
+            edits += done
             flags = self._flags(code_points(now))
             if not flags & ~triggers.PROTECTED:
                 break

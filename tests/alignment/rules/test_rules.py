@@ -1,5 +1,7 @@
 """What each rule does, and what it leaves alone: texts before and after, written by hand."""
 
+# ruff: noqa: E501 (texts)
+
 from __future__ import annotations
 
 import json
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_native.alignment.rules import NAMES, RULES, RuleSettings, build_rules
+from megatron_native.alignment.rules import NAMES, RULES, RuleSettings, build_rules, triggers
 from megatron_native.corpus.folding import code_points
 from megatron_native.corpus.scripture import ScriptureFinder
 from megatron_native.errors import UserError
@@ -119,7 +121,7 @@ LEFT_ALONE = {
     "blanks_before_signs": ["الهلال 3 : 1 النصر", "منصة .NET للبرمجة", "مبتسم :)", "voilà !"],
     "blanks_inside_brackets": ["- [ ] مهمة", "1 ) البند الأول", "اختر ( )"],
     "straight_quotes": ['قطر الأنبوب 5" وطوله 3"', 'قال " ثم سكت', 'print("a" )'],
-    "blanks_after_signs": ["الساعة 7:30", "موقع العربية.نت", "أ.د.محمد", "بي.سي", "الطالب(ة)", "ال(تشديد)", "3.14", "http://a.sa/ب:ج"],
+    "blanks_after_signs": ["الساعة 7:30", "موقع العربية.نت", "أ.د.محمد", "بي.سي", "الطالب(ة)", "ال(تشديد)", "من ”أولى“ إلى ”ثانية“", "3.14", "http://a.sa/ب:ج"],
 }  # fmt: skip
 VERSE = "الحمد لله رب العالمين الرحمن الرحيم مالك يوم الدين"
 
@@ -222,7 +224,7 @@ def test_wrong_settings_are_named(settings: dict[str, list[str]]) -> None:
 
 
 PIECES = [
-    "قال", "الوزير", "وال", "و", "ه", "الســلام", "1436", "هـ", "ـ", "2,5", "x", "Word", ",", ";", "?", "،", "؛", "؟", "!", ".",
+    "قال", "الوزير", "وال", "و", "ه", "الســلام", "1436", "هـ", "ـ", "2,5", "x", "Word", "قال: \"نعم؟\" ثم", ",", ";", "?", "،", "؛", "؟", "!", ".",
     ":", "…", "..", " ", " ", " ", "  ", "\u00a0", "\n", "\n\n", "(", ")", "«", "»", '"', "“", "”", "[", "]", "[b]", "[/b]", "<b>",
     "</b>", "&amp;", "`", "$", "|", "\t", "•", "- ", "1-", "* ", "https://a.sa/b?c,d", "اضغط هنا", "اشترك الآن", "المزيد", "﴿", "﴾",
     VERSE, "{{", "}}", "${a}", "'''", "==", "#", "```", "كلمة طويلة من عدة كلمات لا تقول شيئًا ذا بال لكنها تملأ السطر",
@@ -235,6 +237,15 @@ def test_a_second_time_changes_nothing(pieces: list[str]) -> None:
         text = glue.join(pieces)
         once = RULES_OF_ALL.apply(text).text
         assert RULES_OF_ALL.apply(once) == (once, {})
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.sampled_from(["", " "]))
+def test_a_rule_whose_signs_are_not_there_has_nothing_to_do(pieces: list[str], glue: str) -> None:
+    text = glue.join(pieces)
+    flags = triggers.look(code_points(text))
+    for rule in RULES:
+        if not rule.triggers & (flags | triggers.SITE_WORDS | triggers.CALLS):
+            assert rule.edit(text) == (text, 0)
 
 
 @given(st.text(max_size=200))

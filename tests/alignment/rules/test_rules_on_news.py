@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_native.alignment.rules import build_rules
+from megatron_native.alignment.rules import RULES, build_rules, triggers
 from megatron_native.corpus.folding import code_points
 from megatron_native.corpus.scripture import ScriptureFinder
 
@@ -66,6 +66,14 @@ def test_rules_that_take_away_take_whole_lines_and_sentences() -> None:
                 "site_lines", 0
             )
     assert gone > 50
+
+
+def test_a_rule_whose_signs_are_not_there_has_nothing_to_do() -> None:
+    for text in news():
+        flags = triggers.look(code_points(text)) | triggers.SITE_WORDS | triggers.CALLS
+        for rule in RULES:
+            if not rule.triggers & flags:
+                assert rule.edit(text) == (text, 0)
 
 
 def test_verses_stay() -> None:
