@@ -103,6 +103,15 @@ def _after_blanks(text: str, place: int) -> str:
     return text[place : place + 1]
 
 
+def _is_lost_run(text: str, place: int) -> bool:
+    """Whether a `?` is of several after a blank: digits or letters that an encoding lost."""
+    begin = place
+    while begin and text[begin - 1] == "?":
+        begin -= 1
+    several = begin < place or text[place + 1 : place + 2] == "?"
+    return several and (begin == 0 or text[begin - 1].isspace())
+
+
 def arabic_signs(text: str) -> Edited:
     """`,` `;` `?` become `،` `؛` `؟` between Arabic words; not in numbers, nor where the next word is Latin."""
 
@@ -113,7 +122,7 @@ def arabic_signs(text: str) -> Edited:
             return None
         if sign == "?" and following and not (following.isspace() or following in "?!؟.،,؛:)]}»”\"'"):
             return None  # a letter that was lost, or the query of an address
-        if sign == "?" and text[place - 1 : place].isspace() and text[place - 2 : place - 1] == "?":
+        if sign == "?" and _is_lost_run(text, place):
             return None
         if place and text[place - 1].isdecimal() and _after_blanks(text, place + 1).isdecimal():
             return None
@@ -135,8 +144,8 @@ def repeated_signs(text: str) -> Edited:
             asks, calls = any(sign in "؟?" for sign in signs), "!" in signs
             if len(signs) == 2 and asks and calls:
                 return None
-            if text[found.end() : found.end() + 1].isalpha() and "?" in signs:
-                return None  # letters that were lost
+            if "?" in signs and (text[found.end() : found.end() + 1].isalpha() or _is_lost_run(text, found.start())):
+                return None
             return ("؟" if asks else "") + ("!" if calls else "")
         if kind == "comma":
             return "،" if "،" in signs or not _latin_after(text, found.end()) else None
