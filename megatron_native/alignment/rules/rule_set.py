@@ -156,7 +156,7 @@ class Rules:
         if now is not text:
             edits["blanks"] += 1
         codes = code_points(now)
-        flags = self._flags(codes)
+        flags = self._flags(now, codes)
         if not now or not flags & ~triggers.PROTECTED:
             return RuleResult(now, dict(edits))
         if scripture_spans is None:
@@ -180,7 +180,7 @@ class Rules:
             if now == before:
                 break
             edits += done
-            flags = self._flags(code_points(now))
+            flags = self._flags(now, code_points(now))
             if not flags & ~triggers.PROTECTED:
                 break
         if not edits:
@@ -204,7 +204,7 @@ class Rules:
                 return bare, len(text.rstrip(_EDGES)) - len(bare)
         return (bare, 0) if len(bare) != len(text) else (text, 0)
 
-    def _flags(self, codes: NDArray[np.uint32]) -> int:
+    def _flags(self, text: str, codes: NDArray[np.uint32]) -> int:
         flags = triggers.look(codes)
         if self._reads_words:
             words = self._folder.words_of_codes(codes)
@@ -212,7 +212,8 @@ class Rules:
             if triggers.in_short_line(codes, of_sites, residue.LONGEST_LINE):
                 flags |= triggers.SITE_WORDS
             calling = words.begins[triggers.places_of(words.hashes, self._advertisements.first_words)]
-            if len(triggers.beginnings(codes, calling)):
+            begins = triggers.beginnings(codes, calling).tolist()
+            if any(self._advertisements.pattern.match(text, place) for place in begins):
                 flags |= triggers.CALLS
         return flags & self._can
 

@@ -155,6 +155,8 @@ def _look(codes: Any, table: Any) -> Any:
         if bits & _ARABIC:
             if bits_before & (_ARABIC | _MARK):
                 continue
+            if before == 0x640:
+                flags |= TATWEEL
             if bits_before & (_STOP | _CLOSING) and bits2 & (_ARABIC | _MARK | _DIGIT | _CLOSING | _STOP):
                 flags |= AFTER
             if bits2 & _ARABIC and bits_before & _OPENING:
@@ -174,7 +176,7 @@ def _look(codes: Any, table: Any) -> Any:
             continue
         if code == 60 or code == 38:
             flags |= MARKUP
-        elif code == 0x640:
+        elif code == 0x640 and before == 0x640:
             flags |= TATWEEL
         elif code == 34:
             quotes += 1
