@@ -71,7 +71,9 @@ class FirstLook:
             if name not in LIMITS:
                 raise UserError(f"first look: there is no sign '{name}'; the signs are {', '.join(LIMITS)}.")
             if isinstance(limit, bool) or not isinstance(limit, int | float) or limit != limit or limit == 0:
-                raise UserError(f"first look: limit {name} = {limit!r}: give a number above 0, or a negative one for off.")
+                raise UserError(
+                    f"first look: limit {name} = {limit!r}: give a number above 0, or a negative one for off."
+                )
         threshold = self.settings.threshold
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"first look: threshold = {threshold}: a probability from 0 to 1 belongs here.")

@@ -227,7 +227,16 @@ def _fit(
 
 @numba.njit(cache=True)
 def _epoch(
-    order: Any, starts: Any, buckets: Any, values: Any, labels: Any, weights: Any, squares: Any, bias: Any, rate: float, l2: float
+    order: Any,
+    starts: Any,
+    buckets: Any,
+    values: Any,
+    labels: Any,
+    weights: Any,
+    squares: Any,
+    bias: Any,
+    rate: float,
+    l2: float,
 ) -> None:
     """One pass of Adagrad over the rows in this order."""
     for row in order:

@@ -31,7 +31,7 @@ NGRAMS = (2, 3, 4)
 _PHONE = re.compile(r"(?<![\d٠-٩])(?:\+|00)?[\d٠-٩](?:[\s-]?[\d٠-٩]){8,13}(?![\d٠-٩])")
 _LINKS = re.compile(r"https?://|www\.|@[A-Za-z0-9_]{3}")
 _ELONGATED = re.compile(r"([\u0621-\u063a\u0641-\u064a])\1\1|ـ{2}")
-_FEMININE = re.compile(r"(?<![ء-ي])[وبف]?ال[ء-ي]{2,}يه(?![ء-ي])")
+_FEMININE = re.compile(r"(?<![ء-ي])[وبف]?(ال[ء-ي]{2,}يه)(?![ء-ي])")
 _HANGING = re.compile(r"[^\n.!؟?:؛…»”\")\]]\n(?=[^\n])")
 _STRANGE = re.compile(r"[\ufffd\u00c0-\u00ff]{2}|[ØÙ][\u0080-\u00bf]|[ء-ي]\?[ء-ي]|&[a-z]{2,8};|</?[a-z]")
 _STOPS = re.compile(r"[.،؛؟!:,;?\n]")
@@ -160,15 +160,15 @@ def _count_between(codes: Any, first: int, last: int) -> int:
 def _has_run(codes: Any) -> bool:
     """Whether a letter stands three times in a row, or tatweel twice."""
     for place in range(2, len(codes)):
-        if codes[place] == codes[place - 1] and codes[place] > 0x620:
-            if codes[place] == codes[place - 2] or codes[place] == 0x640:
-                return True
+        twice = codes[place] == codes[place - 1] and codes[place] > 0x620
+        if twice and (codes[place] == codes[place - 2] or codes[place] == 0x640):
+            return True
     return False
 
 
 @numba.njit(cache=True, nogil=True)
 def _has_strange(codes: Any) -> bool:
-    for code in codes:
+    for code in codes:  # noqa: SIM110 (compiled)
         if code == 0xFFFD or 0xC0 <= code <= 0xFF or code == 63 or code == 38 or code == 60:
             return True
     return False

@@ -87,6 +87,8 @@ def _examples(seeds: list[str], min_change: float) -> Iterator[Example]:
                 raise UserError(f"{path}, offset {record.offset}: {record.reason} {record.detail}: give whole pairs.")
             origin = record.metadata.get("origin")
             if not isinstance(origin, str):
-                raise UserError(f"{path}, offset {record.offset}: no text under 'origin': give pairs of origin, rewritten.")
+                raise UserError(
+                    f"{path}, offset {record.offset}: no text under 'origin': give pairs of origin, rewritten."
+                )
             text, edits = rules.apply(origin)
             yield Example(text, edits, changed_share(text, record.text) >= min_change)

@@ -24,7 +24,7 @@ _PHONE = r"(?<![0-9٠-٩])(?:\+|00|0|٠|920|800)[0-9٠-٩](?:[ -]?[0-9٠-٩]){5,
 _LINK = rf"(?:[{HIDDEN}]|https?://|www\.|\bt\.me\b)"
 _NOW = r"(?:(?:الآن|الان) )?"
 _END = r"(?=[^\w\n]*(?:\n|\Z))"
-_KEPT_BEFORE = STOPS + "»”\")]}"
+_KEPT_BEFORE = STOPS + '»”")]}'
 _KEYS = {"max_words", "first_words", "patterns"}
 
 
@@ -69,6 +69,9 @@ class Advertisements(NamedTuple):
         if self.pattern.match(text, place) is None:
             return None
         line = text.rfind("\n", 0, place) + 1
+        before = text[line:place]
+        if before.count("«") > before.count("»") or before.count("“") > before.count("”") or before.count('"') % 2:
+            return None  # somebody's words
         line_end = text.find("\n", place)
         line_end = len(text) if line_end < 0 else line_end
         end = bounds(text, place, line_end).places[0]
@@ -130,5 +133,5 @@ def load_advertisements(path: Path = SHIPPED) -> Advertisements:
         first_words = hash_set(word_hash(str(word)) for word in raw["first_words"])
     except ValueError as error:
         raise UserError(f"advertisements {path}: first_words: {error}; give single words.") from error
-    pattern = re.compile("|".join(parts), re.IGNORECASE)
-    return Advertisements(pattern, int(raw["max_words"]), first_words, raw)
+    whole = re.compile("|".join(parts), re.IGNORECASE)
+    return Advertisements(whole, int(raw["max_words"]), first_words, raw)

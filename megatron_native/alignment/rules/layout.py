@@ -6,7 +6,7 @@ Poetry, lists, headings and columns are told by their lines and stay as they are
 from __future__ import annotations
 
 import re
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from megatron_native.alignment.rules.punctuation import HIDDEN, LETTER, Edited
 from megatron_native.alignment.rules.triggers import ODD_BLANKS
@@ -19,7 +19,7 @@ _ITEM = re.compile(r"\s*(?:[-*+•●▪◦■□►➤–—·]|\(?[0-9٠-٩]{1
 _LIST_ITEM = re.compile(r"[-*+] |[0-9٠-٩]{1,3}[.)] ")
 _BULLET = re.compile(r"(?P<indent>[ \t]*)(?P<bullet>[•●▪◦■□►➤–—*-])[ \t]*(?=[^\s*\-–—])(?P<text>.*)")
 _NUMBER = re.compile(r"[ \t]*(?P<number>[0-9]{1,2})[ ]?[-–)][ \t]*(?=[^\s\d\-–])(?P<text>.*)")
-_ENDS = ".!؟?:؛…»”)\"]"
+_ENDS = '.!؟?:؛…»”)"]'
 _SHORTEST, _LONGEST = 40, 130
 """Characters of the longest line of wrapped prose."""
 _LEAST_LINES = 4
@@ -99,7 +99,7 @@ def _is_wrapped(lines: list[str], width: int) -> bool:
     longest = max(width, *map(len, lines))
     if not _SHORTEST <= longest <= _LONGEST:
         return False
-    for line, following in zip(lines, lines[1:]):
+    for line, following in pairwise(lines):
         first = following.split(maxsplit=1)[0] if following.strip() else ""
         if len(line) < _RAGGED * longest or len(line) + 1 + len(first) <= longest:
             return False
@@ -176,5 +176,3 @@ def _run_of_numbers(lines: list[str], start: int) -> list[tuple[int, str]]:
     if len(run) < 2 or not all(_ARABIC_LETTER.search(line) for _, line in run):
         return []
     return run
-
-

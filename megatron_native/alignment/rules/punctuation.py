@@ -20,16 +20,16 @@ _LATIN_SIGN = re.compile("[,;?]")
 _ANY_LETTER = re.compile(r"[^\W\d_]")
 _REACH = 80
 # Every pattern begins with the characters it is about, so that the search jumps from one to the next.
-_BLANK_BEFORE = re.compile(rf"[ \u00a0]+(?=[،؛؟!.:,;?])(?<=[{LETTER}{MARK}{DIGIT})\]»”\"%{HIDDEN}] )")
+_BLANK_BEFORE = re.compile(rf"[ \u00a0]+(?=[،؛؟!.:,;?])(?<=[{LETTER}{MARK}{DIGIT})\]»”\"%] )")
 _GLUED_SIGN = re.compile(
-    rf"[،؛؟!:.](?:(?<=[{LETTER}{MARK}{DIGIT})\]»”\"][،؛؟])(?=[{LETTER}«“(\"])|(?<=[{LETTER}{MARK})\]»”\"][،؛])(?=[{DIGIT}])"
+    rf"[،؛؟!:.](?:(?<=[{LETTER}{MARK}{DIGIT})\]»”\"][،؛؟])(?=[{LETTER}«“(])|(?<=[{LETTER}{MARK})\]»”\"][،؛])(?=[{DIGIT}])"
     rf"|(?:(?<=[{LETTER}{MARK}][{LETTER}{MARK}][!:])|(?<=[)\]»”][!:]))(?=[{LETTER}«“][{LETTER}])"
     rf"|(?<=[{LETTER}][{LETTER}{MARK}][{LETTER}{MARK}]\.)(?=[{LETTER}]{{3}})"
     rf"(?!(?:نت|كوم|أورج|اورج|نيت|غوف|جوف|دوت)(?![{LETTER}])))"
 )
 _GLUED_BRACKET = re.compile(
     rf"[(«“](?:(?<=[{LETTER}][{LETTER}][{LETTER}][(«“])(?P<before>)(?=[{LETTER}]{{3}})"
-    rf"|(?P<after>[^()«»“”\n]{{3,300}}[)»”])(?=[{LETTER}]{{3}}))"
+    rf"|(?P<after>(?=\S)[^()«»“”\n]{{3,300}}(?<=\S)[)»”])(?=[{LETTER}]{{3}}))"
 )
 _PARTICLES = frozenset(["ال", "وال", "بال", "كال", "فال", "لل", "ولل", "فلل", "وبال", "وكال"])
 _BLANK_INSIDE = re.compile(
@@ -47,6 +47,7 @@ _TATWEEL_INSIDE = re.compile(
 )
 _TATWEEL_END = re.compile(rf"\u0640(?<=[{LETTER}]\u0640)\u0640+(?![{LETTER}{MARK}\u0640])")
 _QUOTED_LINE = re.compile(r"^[^\n\"]*\"[^\n]*$", re.MULTILINE)
+_INCHES = re.compile(rf"[{DIGIT}]\"")
 _STRAIGHT_PAIR = re.compile(r"\"([^\"]*)\"")
 _WORD_BEFORE = re.compile(rf"[{LETTER}{MARK}\u0640]+\Z")
 _MIRRORED_LINE = re.compile(r"^[^\n]*[»”][^\n]*$", re.MULTILINE)
@@ -54,6 +55,7 @@ _MIRRORED_PAIR = re.compile(rf"(?<![^\s(\[])»(?=[{LETTER}{DIGIT}])([^«»\n]*[^
 _MIRRORED_CURLY = re.compile(rf"(?<![^\s(\[])”(?=[{LETTER}{DIGIT}])([^“”\n]*[^\s“”])“(?![^\s،؛:؟!.,)\]])")
 
 
+_TWO_LETTERS = re.compile(f"[{LETTER}][{LETTER}{MARK}]")
 _FREE_BEFORE = ("", " ", "\u00a0", "(", "[", ":", "،", "-", "–", "/")
 _FREE_AFTER = ("", " ", "\u00a0", ")", "]", ".", "،", "؛", ":", "؟", "!", ",", "-", "–", "/")
 
@@ -101,6 +103,15 @@ def _after_blanks(text: str, place: int) -> str:
     return text[place : place + 1]
 
 
+def _is_lost_run(text: str, place: int) -> bool:
+    """Whether a `?` is of several after a blank: digits or letters that an encoding lost."""
+    begin = place
+    while begin and text[begin - 1] == "?":
+        begin -= 1
+    several = begin < place or text[place + 1 : place + 2] == "?"
+    return several and (begin == 0 or text[begin - 1].isspace())
+
+
 def arabic_signs(text: str) -> Edited:
     """`,` `;` `?` become `،` `؛` `؟` between Arabic words; not in numbers, nor where the next word is Latin."""
 
@@ -111,7 +122,7 @@ def arabic_signs(text: str) -> Edited:
             return None
         if sign == "?" and following and not (following.isspace() or following in "?!؟.،,؛:)]}»”\"'"):
             return None  # a letter that was lost, or the query of an address
-        if sign == "?" and text[place - 1 : place].isspace() and text[place - 2 : place - 1] == "?":
+        if sign == "?" and _is_lost_run(text, place):
             return None
         if place and text[place - 1].isdecimal() and _after_blanks(text, place + 1).isdecimal():
             return None
@@ -133,10 +144,9 @@ def repeated_signs(text: str) -> Edited:
             asks, calls = any(sign in "؟?" for sign in signs), "!" in signs
             if len(signs) == 2 and asks and calls:
                 return None
-            if text[found.end() : found.end() + 1].isalpha() and "?" in signs:
-                return None  # letters that were lost
-            mark = "؟" if "؟" in signs or "!" in signs else "؟"
-            return (mark if asks else "") + ("!" if calls else "")
+            if "?" in signs and (text[found.end() : found.end() + 1].isalpha() or _is_lost_run(text, found.start())):
+                return None
+            return ("؟" if asks else "") + ("!" if calls else "")
         if kind == "comma":
             return "،" if "،" in signs or not _latin_after(text, found.end()) else None
         return {"semi": "؛", "spaced": "...", "dots": "...", "ellipsis": "…"}[kind or ""]
@@ -217,7 +227,7 @@ def straight_quotes(text: str) -> Edited:
     def line_of(found: re.Match[str]) -> str | None:
         nonlocal edits
         line = found.group()
-        if line.count('"') % 2 or re.search(rf"[{DIGIT}]\"", line):
+        if line.count('"') % 2 or _INCHES.search(line):
             return None
         pieces: list[str] = []
         last, done = 0, 0
@@ -241,9 +251,8 @@ def straight_quotes(text: str) -> Edited:
                     return None
                 if len(word.group()) > 2 and word.group() not in _PARTICLES and not word.group().endswith("\u0640"):
                     new = " " + new
-            if _is_arabic(after) and after not in "،؛؟":
-                if re.match(rf"[{LETTER}{MARK}]{{2}}", line[end : end + 2]):
-                    new += " "
+            if _TWO_LETTERS.match(line, end):
+                new += " "
             if new != pair.group():
                 done += 1
                 pieces += [line[last:begin], new]

@@ -54,18 +54,25 @@ TRACKER = re.compile(
     r"|document\.write\()[^\n؀-ۿ]*$\n?",
     re.MULTILINE,
 )
+_LABELS = (
+    "اقرأ", "إقرأ", "اقرا", "أقرأ", "للمزيد", "لمزيد", "المزيد", "تابع القراءة", "أكمل القراءة", "اقرأ أيضا", "اقرأ أيضاً",
+    "Read more", "Continue reading", "Loading", "جاري التحميل", "جارٍ التحميل", "شارك هذا الموضوع", "انشر الموضوع",
+    "نسخ الرابط", "Share", "Tweet", "Pin it", "Like", "أعجبني", "إعجاب", "Print", "Email", "صورة أرشيفية", "صورة تعبيرية",
+    "أرشيفية", "image", "صورة", "undefined", "null", "NaN", "object Object",
+)  # fmt: skip
+"""Of buttons, placeholders and captions of pictures that are not there: lines that have nothing else."""
 _SITE_LINE = re.compile(
-    r"[ \t]*(?:[-*•»«<>|…. \[\]()]*(?:(?:اقرأ|إقرأ|اقرا|أقرأ|للمزيد|لمزيد|المزيد|تابع القراءة|أكمل القراءة|اقرأ أيضا|اقرأ أيضاً"
-    r"|Read more|Continue reading|Loading|جاري التحميل|جارٍ التحميل|شارك هذا الموضوع|انشر الموضوع|نسخ الرابط"
-    r"|Share|Tweet|Pin it|Like|أعجبني|إعجاب|Print|Email|صورة أرشيفية|صورة تعبيرية|\(?أرشيفية\)?|\[image\]|\[صورة\]|undefined|null|NaN"
-    r"|\[object Object\])[ \t]*(?:[:…»«.>|\[\]()-]|\d{1,6})*[ \t]*){1,6})",
+    rf"[ \t]*[-*•»«<>|…. \[\]()]*(?:(?:{'|'.join(_LABELS)})[ \t]*(?:[:…»«.>|\[\]()-]|\d{{1,6}})*[ \t]*){{1,6}}",
     re.IGNORECASE,
 )
+_COUNTED = (
+    "المشاهدات|المشاركات|مشاهدات|مشاهدة|مشاركة|مشاركات|التعليقات|تعليقات|تعليق|إعجابات|الإعجابات|إعجاب"
+    "|shares?|views?|likes?|tweets?|comments?"
+)
+_COUNT = "[0-9٠-٩][0-9٠-٩.,٬kKmM]*"
 _SHARE_COUNTS = re.compile(
-    r"[ \t]*(?:(?:عدد )?(?:المشاهدات|المشاركات|مشاهدات|مشاهدة|مشاركة|مشاركات|التعليقات|تعليقات|تعليق|إعجابات|الإعجابات"
-    r"|shares?|views?|likes?|tweets?|comments?)[ \t]*[:(]?[ \t]*[0-9٠-٩][0-9٠-٩.,٬kKmM]*[ \t]*\)?[ \t]*[|•·,،-]?[ \t]*){1,6}"
-    r"|[ \t]*(?:[0-9٠-٩][0-9٠-٩.,٬kKmM]*[ \t]*(?:shares?|views?|likes?|tweets?|comments?|مشاهدة|مشاهدات|مشاركة|مشاركات|تعليق|تعليقات"
-    r"|إعجاب)[ \t]*[|•·,،-]?[ \t]*){1,6}",
+    rf"[ \t]*(?:(?:عدد )?(?:{_COUNTED})[ \t]*[:(]?[ \t]*{_COUNT}[ \t]*\)?[ \t]*[|•·,،-]?[ \t]*){{1,6}}"
+    rf"|[ \t]*(?:{_COUNT}[ \t]*(?:{_COUNTED})[ \t]*[|•·,،-]?[ \t]*){{1,6}}",
     re.IGNORECASE,
 )
 
@@ -104,7 +111,7 @@ def wiki(text: str) -> Edited:
         (_WIKI_FILE, ""), (_WIKI_LINK, _label), (_WIKI_TEMPLATE, ""), (_WIKI_EMPHASIS, _kept), (_WIKI_EDIT, ""),
         (_WIKI_HEADING, lambda found: "#" * len(found["level"]) + " " + found["text"]),
     ):  # fmt: skip
-        text, edits = pattern.subn(new, text)  # type: ignore[arg-type]
+        text, edits = pattern.subn(new, text)
         total += edits
     return text, total
 
@@ -113,7 +120,7 @@ def templates(text: str) -> Edited:
     """Variables of templates that nobody filled in, dead links and empty pictures of Markdown, calls of trackers."""
     total = 0
     for pattern, new in ((_TEMPLATE_VARIABLE, ""), (_EMPTY_IMAGE, ""), (_DEAD_LINK, _kept), (TRACKER, "")):
-        text, edits = pattern.subn(new, text)  # type: ignore[arg-type]
+        text, edits = pattern.subn(new, text)
         total += edits
     return text, total
 

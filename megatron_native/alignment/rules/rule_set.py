@@ -148,12 +148,15 @@ class Rules:
             text: a passage or a document.
             scripture_spans: what `ScriptureFinder.spans` found in it, where that is at hand.
         """
+        return self._apply(text, scripture_spans, MOST_PASSES)
+
+    def _apply(self, text: str, scripture_spans: Sequence[tuple[int, int]] | None, again: int) -> RuleResult:
         edits: Counter[str] = Counter()
         now, begin = self._edges(text)
         if now is not text:
             edits["blanks"] += 1
         codes = code_points(now)
-        flags = self._flags(codes)
+        flags = self._flags(now, codes)
         if not now or not flags & ~triggers.PROTECTED:
             return RuleResult(now, dict(edits))
         if scripture_spans is None:
@@ -164,6 +167,7 @@ class Rules:
         now = protected.frozen.text
         for _ in range(MOST_PASSES):
             before = now
+            done: Counter[str] = Counter()
             for rule in self._rules:
                 if not rule.triggers & flags:
                     continue
@@ -172,15 +176,21 @@ class Rules:
                 else:
                     now, count = rule.edit(now)
                 if count:
-                    edits[rule.name] += count
+                    done[rule.name] += count
             if now == before:
                 break
-            flags = self._flags(code_points(now))
+            edits += done
+            flags = self._flags(now, code_points(now))
             if not flags & ~triggers.PROTECTED:
                 break
         if not edits:
             return RuleResult(text, {})
-        return RuleResult(protected.frozen.thaw(now), dict(edits))
+        result = protected.frozen.thaw(now)
+        if scripture_spans is None and protected.frozen.passages and result != text and again:
+            # What was mended can make more, or less, of the text an address or a verse.
+            result, more = self._apply(result, None, again - 1)
+            edits.update(more)
+        return RuleResult(result, dict(edits))
 
     def _edges(self, text: str) -> tuple[str, int]:
         """The text without blanks at its ends, where that is all that many need, and where it begins in the old one."""
@@ -194,7 +204,7 @@ class Rules:
                 return bare, len(text.rstrip(_EDGES)) - len(bare)
         return (bare, 0) if len(bare) != len(text) else (text, 0)
 
-    def _flags(self, codes: NDArray[np.uint32]) -> int:
+    def _flags(self, text: str, codes: NDArray[np.uint32]) -> int:
         flags = triggers.look(codes)
         if self._reads_words:
             words = self._folder.words_of_codes(codes)
@@ -202,7 +212,8 @@ class Rules:
             if triggers.in_short_line(codes, of_sites, residue.LONGEST_LINE):
                 flags |= triggers.SITE_WORDS
             calling = words.begins[triggers.places_of(words.hashes, self._advertisements.first_words)]
-            if len(triggers.beginnings(codes, calling)):
+            begins = triggers.beginnings(codes, calling).tolist()
+            if any(self._advertisements.pattern.match(text, place) for place in begins):
                 flags |= triggers.CALLS
         return flags & self._can
 

@@ -10,13 +10,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-
 (
-    BLANKS, MARKUP, RESIDUE, TATWEEL, LATIN_SIGNS, BEFORE, AFTER, INSIDE, REPEATED, QUOTES, MIRRORED, BULLETS, WRAPPED, SITE_WORDS,
-    CALLS,
-) = (1 << bit for bit in range(15))  # fmt: skip
-PROTECTED = 1 << 15
-"""There may be an address, code, mathematics or a table."""
+    BLANKS, MARKUP, RESIDUE, TATWEEL, LATIN_SIGNS, BEFORE, AFTER, INSIDE, REPEATED, QUOTES, MIRRORED, BULLETS, WRAPPED,
+    SITE_WORDS, CALLS, PROTECTED,
+) = (1 << bit for bit in range(16))  # fmt: skip
+"""What rules look for, and (`PROTECTED`) whether there may be an address, code, mathematics or a table."""
 _ARABIC, _MARK, _DIGIT, _BLANK, _STOP, _OPENING, _CLOSING, _BULLET, _PROTECTING, _ODD = (1 << bit for bit in range(10))
 _TABLE_SIZE = 0x10000
 _LEAST_WRAPPED, _LONGEST_WRAPPED = 30, 140
@@ -126,8 +124,8 @@ def _beginnings(codes: Any, places: Any, endings: Any) -> Any:
 def _look(codes: Any, table: Any) -> Any:
     flags = 0
     before, code = np.uint32(10), np.uint32(10)  # the two characters before
-    bits_before = bits = 0
-    breaks, quotes, wrapped, line = 1, 0, 0, 0
+    bits_before, bits = np.int64(0), np.int64(0)
+    breaks, quotes, wrapped, line, inked = 1, 0, 0, 0, 0
     length = len(codes)
     for place in range(length + 1):
         before2, bits2 = before, bits_before
@@ -147,15 +145,18 @@ def _look(codes: Any, table: Any) -> Any:
             breaks = breaks + 1 if first else 1
             if breaks > 2 and place < length:
                 flags |= BLANKS
-            line, quotes = 0, 0
+            line, quotes, inked = 0, 0, 0
             if place == 0:
                 flags |= BLANKS
             continue
         line += 1
+        inked += 0 if bits & _BLANK else 1
         # What an ordinary letter after a letter can't begin.
         if bits & _ARABIC:
             if bits_before & (_ARABIC | _MARK):
                 continue
+            if before == 0x640:
+                flags |= TATWEEL
             if bits_before & (_STOP | _CLOSING) and bits2 & (_ARABIC | _MARK | _DIGIT | _CLOSING | _STOP):
                 flags |= AFTER
             if bits2 & _ARABIC and bits_before & _OPENING:
@@ -166,6 +167,8 @@ def _look(codes: Any, table: Any) -> Any:
         if bits & _BLANK:
             if first or bits_before & _BLANK or bits & _ODD:
                 flags |= BLANKS
+            if code == 9:
+                flags |= PROTECTED
             if bits_before & _OPENING:
                 flags |= INSIDE
             if before == 34 and quotes % 2 == 1:
@@ -173,15 +176,13 @@ def _look(codes: Any, table: Any) -> Any:
             continue
         if code == 60 or code == 38:
             flags |= MARKUP
-        elif code == 0x640:
+        elif code == 0x640 and before == 0x640:
             flags |= TATWEEL
         elif code == 34:
             quotes += 1
             if (quotes % 2 == 0 and bits_before & _BLANK) or (quotes % 2 == 1 and bits_before & (_ARABIC | _MARK)):
                 flags |= QUOTES
-        elif code == 91 or code == 123 or code == 93 or code == 125:
-            flags |= RESIDUE
-        elif (code == 39 or code == 61) and before == code:
+        elif code == 91 or code == 123 or code == 93 or code == 125 or ((code == 39 or code == 61) and before == code):
             flags |= RESIDUE
         if bits & _PROTECTING or (code == 47 and before == 47) or (code == 119 and before == 119):
             flags |= PROTECTED
@@ -204,14 +205,12 @@ def _look(codes: Any, table: Any) -> Any:
             flags |= MIRRORED
         if bits & _DIGIT and (before == 0x60C or before == 0x61B):
             flags |= AFTER
-        if line == 1 and bits & _BULLET:
+        if inked == 1 and bits & _BULLET:
             flags |= BULLETS
-        if line <= 4 and bits_before & _DIGIT and (code == 45 or code == 0x2013 or code == 41):
+        if inked <= 4 and bits_before & (_DIGIT | _BLANK) and (code == 45 or code == 0x2013 or code == 41):
             flags |= BULLETS
     if length and np.int64(table[codes[0]] if codes[0] < _TABLE_SIZE else 0) & _BLANK:
         flags |= BLANKS
     if length and (codes[length - 1] == 10):
         flags |= BLANKS
     return flags
-
-

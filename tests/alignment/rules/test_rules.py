@@ -1,5 +1,7 @@
 """What each rule does, and what it leaves alone: texts before and after, written by hand."""
 
+# ruff: noqa: E501 (texts)
+
 from __future__ import annotations
 
 import json
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_native.alignment.rules import NAMES, RULES, RuleSettings, build_rules
+from megatron_native.alignment.rules import NAMES, RULES, RuleSettings, build_rules, triggers
 from megatron_native.corpus.folding import code_points
 from megatron_native.corpus.scripture import ScriptureFinder
 from megatron_native.errors import UserError
@@ -72,7 +74,9 @@ BEFORE_AND_AFTER = {
     ],
     "mirrored_quotes": [("قرأت كتاب »الأيام« أمس.", "قرأت كتاب «الأيام» أمس.")],
     "blanks_before_signs": [("وصل الوفد ، ثم غادر .", "وصل الوفد، ثم غادر.")],
-    "blanks_inside_brackets": [("زار العاصمة ( الرياض ) اليوم، وقرأ « الأيام ».", "زار العاصمة (الرياض) اليوم، وقرأ «الأيام».")],
+    "blanks_inside_brackets": [
+        ("زار العاصمة ( الرياض ) اليوم، وقرأ « الأيام ».", "زار العاصمة (الرياض) اليوم، وقرأ «الأيام».")
+    ],
     "straight_quotes": [
         ('كشفت شركة" زيمبريوم "ثغرة', None),
         ('كشفت شركة "زيمبريوم"ثغرة في نظام " أندرويد ".', 'كشفت شركة "زيمبريوم" ثغرة في نظام "أندرويد".'),
@@ -111,13 +115,13 @@ LEFT_ALONE = {
     ],
     "bullets": ["-5 درجات في الليل\n3 درجات في النهار", "- نعم\n- لا", "2014-2015\n2015-2016", "*مهم* جدًا\n*انتبه* إلى هذا"],
     "tatweel": ["لـ«العربية» ولـ20 طالبًا", "عام 1436هـ", "رَحْمَـٰن", "ـــــــ"],
-    "arabic_signs": ["بلغ السعر 1,500 ريال", "هو كتاب Programming, Web, Data", "قرأت x, y ثم z", "ا?لي", "https://example.org/?q=a,b;c", "النقطة (3, 4)", "`س, ص`", "$ف(س, ص) = 2$"],
-    "repeated_signs": ["حقا؟!", "ربما.. نعم", "a ?? b", "انتظر... ثم قال", "int main() { return a||b; }"],
+    "arabic_signs": ["بلغ السعر 1,500 ريال", "هو كتاب Programming, Web, Data", "قرأت x, y ثم z", "ا?لي", "كأس الخليج ???? في الرياض", "https://example.org/?q=a,b;c", "النقطة (3, 4)", "`س, ص`", "$ف(س, ص) = 2$"],
+    "repeated_signs": ["حقا؟!", "كأس الخليج ???? في الرياض", "ربما.. نعم", "a ?? b", "انتظر... ثم قال", "int main() { return a||b; }"],
     "mirrored_quotes": ["قرأت «الأيام» ثم «دعاء الكروان»", "5 » 3 « 2"],
     "blanks_before_signs": ["الهلال 3 : 1 النصر", "منصة .NET للبرمجة", "مبتسم :)", "voilà !"],
     "blanks_inside_brackets": ["- [ ] مهمة", "1 ) البند الأول", "اختر ( )"],
     "straight_quotes": ['قطر الأنبوب 5" وطوله 3"', 'قال " ثم سكت', 'print("a" )'],
-    "blanks_after_signs": ["الساعة 7:30", "موقع العربية.نت", "أ.د.محمد", "بي.سي", "الطالب(ة)", "ال(تشديد)", "3.14", "http://a.sa/ب:ج"],
+    "blanks_after_signs": ["الساعة 7:30", "موقع العربية.نت", "أ.د.محمد", "بي.سي", "الطالب(ة)", "ال(تشديد)", "من ”أولى“ إلى ”ثانية“", "3.14", "http://a.sa/ب:ج"],
 }  # fmt: skip
 VERSE = "الحمد لله رب العالمين الرحمن الرحيم مالك يوم الدين"
 
@@ -162,7 +166,9 @@ def test_a_text_without_edits_is_the_same_object() -> None:
     assert build_rules().apply("") == ("", {})
 
 
-@pytest.mark.parametrize("frame", ["{}", "قال تعالى : {} .", "قال تعالى: ﴿ {} ﴾ ,ثم شرح", "<b>{}</b>\u00a0 ,, \n\n\n {}"])
+@pytest.mark.parametrize(
+    "frame", ["{}", "قال تعالى : {} .", "قال تعالى: ﴿ {} ﴾ ,ثم شرح", "<b>{}</b>\u00a0 ,, \n\n\n {}"]
+)
 @pytest.mark.parametrize(
     "verse", [VERSE, VERSE.replace(" ", "  "), VERSE.replace("الدين", "الديـــن"), VERSE.replace(" مالك", " , مالك")]
 )
@@ -198,7 +204,10 @@ def test_code_tables_and_addresses_stay() -> None:
 def test_rules_are_switched_by_name() -> None:
     text = "وصل الوفد , ثم غادر !!"
     assert build_rules({"only": ["arabic_signs"]}).apply(text).text == "وصل الوفد ، ثم غادر !!"
-    assert build_rules({"without": ["arabic_signs"]}).apply(text).edits.keys() == {"repeated_signs", "blanks_before_signs"}
+    assert build_rules({"without": ["arabic_signs"]}).apply(text).edits.keys() == {
+        "repeated_signs",
+        "blanks_before_signs",
+    }
     assert build_rules(RuleSettings(only=["tatweel"])).names == ("tatweel",)
 
 
@@ -215,7 +224,7 @@ def test_wrong_settings_are_named(settings: dict[str, list[str]]) -> None:
 
 
 PIECES = [
-    "قال", "الوزير", "وال", "و", "ه", "الســلام", "1436", "هـ", "ـ", "2,5", "x", "Word", ",", ";", "?", "،", "؛", "؟", "!", ".",
+    "قال", "الوزير", "وال", "و", "ه", "الســلام", "1436", "هـ", "ـ", "2,5", "x", "Word", "قال: \"نعم؟\" ثم", ",", ";", "?", "،", "؛", "؟", "!", ".",
     ":", "…", "..", " ", " ", " ", "  ", "\u00a0", "\n", "\n\n", "(", ")", "«", "»", '"', "“", "”", "[", "]", "[b]", "[/b]", "<b>",
     "</b>", "&amp;", "`", "$", "|", "\t", "•", "- ", "1-", "* ", "https://a.sa/b?c,d", "اضغط هنا", "اشترك الآن", "المزيد", "﴿", "﴾",
     VERSE, "{{", "}}", "${a}", "'''", "==", "#", "```", "كلمة طويلة من عدة كلمات لا تقول شيئًا ذا بال لكنها تملأ السطر",
@@ -228,6 +237,15 @@ def test_a_second_time_changes_nothing(pieces: list[str]) -> None:
         text = glue.join(pieces)
         once = RULES_OF_ALL.apply(text).text
         assert RULES_OF_ALL.apply(once) == (once, {})
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.sampled_from(["", " "]))
+def test_a_rule_whose_signs_are_not_there_has_nothing_to_do(pieces: list[str], glue: str) -> None:
+    text = glue.join(pieces)
+    flags = triggers.look(code_points(text))
+    for rule in RULES:
+        if not rule.triggers & (flags | triggers.SITE_WORDS | triggers.CALLS):
+            assert rule.edit(text) == (text, 0)
 
 
 @given(st.text(max_size=200))
