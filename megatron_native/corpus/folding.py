@@ -136,6 +136,19 @@ def mix(value: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
+def place_among(hashes: Any, value: Any) -> int:
+    """Where `value` is in the ascending array `hashes`, or −1."""
+    low, high = 0, len(hashes)
+    while low < high:
+        middle = (low + high) >> 1
+        if hashes[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < len(hashes) and hashes[low] == value else -1
+
+
+@numba.njit(cache=True, nogil=True)
 def fold_words(codes: Any, starts: Any, flat: Any, hashes: Any, begins: Any, ends: Any) -> int:
     """Fill `hashes`, `begins`, `ends` with the words of `codes`; their number, or −1 where the arrays are too small.
 

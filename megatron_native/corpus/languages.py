@@ -20,7 +20,7 @@ import regex
 import yaml
 from numpy.typing import NDArray
 
-from megatron_native.corpus.folding import WordFolder, Words, code_points, fold, word_hash
+from megatron_native.corpus.folding import WordFolder, Words, code_points, fold, place_among, word_hash
 from megatron_native.corpus.survey import survey
 
 STANDARD, DIALECT, LATIN, UNDETERMINED = "ar", "ar-dialect", "ar-latn", "und"
@@ -145,17 +145,10 @@ def _latin() -> _Lexicon:
 def _count(words: Any, hashes: Any, weights: Any, counts: Any) -> None:
     """Add to `counts` [groups] the weights of each of `words` that is among the sorted `hashes`."""
     for index in range(len(words)):
-        value = words[index]
-        low, high = 0, len(hashes)
-        while low < high:
-            middle = (low + high) >> 1
-            if hashes[middle] < value:
-                low = middle + 1
-            else:
-                high = middle
-        if low < len(hashes) and hashes[low] == value:
+        place = place_among(hashes, words[index])
+        if place >= 0:
             for group in range(len(counts)):
-                counts[group] += weights[low, group]
+                counts[group] += weights[place, group]
 
 
 def _counts(words: Words, lexicon: _Lexicon) -> dict[str, int]:

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from megatron_native.corpus.folding import WordFolder, word_hash
+from megatron_native.corpus.folding import WordFolder, place_among, word_hash
 from megatron_native.corpus.scripture import holds_placeholder
 
 _ELEMENTS = (
@@ -123,15 +123,7 @@ def _among(hashes: Any, wanted: Any) -> Any:
     found = np.empty(len(hashes), dtype=np.int64)
     count = 0
     for place in range(len(hashes)):
-        value = hashes[place]
-        low, high = 0, len(wanted)
-        while low < high:
-            middle = (low + high) >> 1
-            if wanted[middle] < value:
-                low = middle + 1
-            else:
-                high = middle
-        if low < len(wanted) and wanted[low] == value:
+        if place_among(wanted, hashes[place]) >= 0:
             found[count] = place
             count += 1
     return found[:count]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_native import manifest as manifests
+from megatron_native.data.dataset_files import document_id_lines
 from megatron_native.data.encode_part import (
     PartAccount,
     TokenizeSettings,
@@ -134,17 +135,13 @@ def tokenize(
 
 def read_document_ids(prefix: str | Path) -> Iterator[str]:
     """The documents' ids of a dataset, in the order of its document boundaries."""
-    import io
-
     import orjson
-    import zstandard
 
     path = part_file(Path(prefix), "ids.jsonl.zst")
     if not path.exists():
         raise UserError(f"{path} is not there: the dataset was made without a table of document ids.")
-    with open(path, "rb") as file:
-        for line in io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)):
-            yield orjson.loads(line)
+    for line in document_id_lines(path):
+        yield orjson.loads(line)
 
 
 class _TokenizeStage:
