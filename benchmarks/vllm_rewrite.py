@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import time
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=200, help="passages of `ratio` (200); the others take fewer")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each, in turn; the median counts (3)")
     arguments = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # whole articles are longer than the context
     worker = Worker(arguments.worker)
     requests = news_requests(arguments.data, worker, arguments.passages)
     load = [round(os.getloadavg()[0], 1)]

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from megatron_native.alignment.backends.backend import Answer, BackendDownError, Request, Sampling
+from megatron_native.alignment.backends.orphans import start_guard
 from megatron_native.alignment.backends.worker import Worker
 from megatron_native.errors import UserError
 
@@ -137,6 +138,7 @@ class VllmBackend:
         processes = set(multiprocessing.active_children()) - before
         self._engine: Any = self.llm.llm_engine
         self._steps = _Steps(self._engine, processes)
+        self._guard = start_guard(process.pid for process in processes if process.pid) if processes else None
         configuration = self._engine.vllm_config
         self.accelerators: int = configuration.parallel_config.world_size
         running = int(configuration.scheduler_config.max_num_seqs)
@@ -204,6 +206,9 @@ class VllmBackend:
         self._steps.close()
         with suppress(Exception):
             self._engine.engine_core.shutdown()
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait()
         self._engine = None
         self.llm = None
         gc.collect()
