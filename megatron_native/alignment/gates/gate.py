@@ -277,7 +277,7 @@ class Gate(Protocol):
     """One check.
 
     A gate is made with its settings (the mapping under its name in `defaults.yaml`, `enabled` left out) and raises a
-    UserError where one can't be used.
+    UserError where one can't be used. One that is not in that file may have a class attribute `defaults`.
     """
 
     name: str
