@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_native.alignment.gates.alignment import ALIGNED
+from megatron_native.alignment.gates.alignment import ALIGNED, PARTED, RELATED
+from megatron_native.alignment.gates.alignment import JOINED as JOINED_WORD
 from megatron_native.alignment.gates.gate import Judgement, Pair, register, shown
 from megatron_native.alignment.gates.lexicon import GRAMMAR, kinds_of, phrases
 
@@ -20,6 +21,9 @@ _LABEL = re.compile(r"^[\s#*_>\-]*[^\n:：.!؟?]{1,40}[:：]\s*[*_]*\s*$")
 _FRAGMENT = 6
 """Words of a prompt on end that no passage has by chance."""
 _JOINED = 2
+_OUTER_LINES = re.compile(r"\A[^\n]+(?=\n)|(?<=\n)[^\n]+\Z")
+_REMARKS = re.compile(r"\A[(\[][^()\[\]]+[)\]]|[(\[][^()\[\]]+[)\]]\Z")
+_OWN = np.array([ALIGNED, RELATED, PARTED, JOINED_WORD], dtype=np.uint8)
 
 
 def _added_phrases(pair: Pair) -> list[str]:
@@ -73,6 +77,18 @@ class Scaffold:
         found = [*self._signs(pair), *self._words(pair)]
         return Judgement(self.name, float(len(found)), not found, f"scaffold: {shown(found)}" if found else "")
 
+    def _lines(self, pair: Pair) -> list[str]:
+        """The first and the last line, and remarks in brackets at the ends, where nothing of them is from the origin."""
+        found = []
+        text = pair.rewritten.strip()
+        for piece in {*_OUTER_LINES.findall(text), *_REMARKS.findall(text)}:
+            begin = pair.rewritten.index(piece)
+            first, last = np.searchsorted(pair.b.begins, (begin, begin + len(piece)))
+            source = pair.aligned.source[first:last]
+            if last - first >= 2 and last - first < len(pair.b.hashes) and not np.isin(source, _OWN).any():
+                found.append(piece[:40])
+        return found
+
     def _signs(self, pair: Pair) -> list[str]:
         origin, rewritten = pair.origin, pair.rewritten
         found = []
@@ -102,6 +118,7 @@ class Scaffold:
             words = int(np.searchsorted(pair.b.begins, len(first)))
             if words and not np.any(pair.aligned.source[:words] == ALIGNED):
                 found.append(first.strip())
+        found += self._lines(pair)
         if any(last - begin >= _FRAGMENT - 2 for begin, last in pair.added):
             grams = _fragments(pair.b.hashes)
             grams = grams[~np.isin(grams, _fragments(pair.a.hashes))]
@@ -152,7 +169,7 @@ class Instructions:
         for first, last in pair.instructions:
             inside[first:last] = True
         elsewhere = np.isin(pair.a.hashes, pair.a.hashes[~inside])
-        carried = np.flatnonzero(inside & ~elsewhere & (pair.aligned.kept != 0))
+        carried = np.flatnonzero(inside & ~elsewhere & (pair.aligned.kept == ALIGNED))
         if len(carried):
             carried = carried[kinds_of(pair.a, carried) != GRAMMAR]
         words = [pair.a.word(place) for place in carried.tolist()]

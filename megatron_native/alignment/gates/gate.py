@@ -31,6 +31,8 @@ RESIDUE = re.compile(
     r"\[(?:عدل|تعديل|بحاجة لمصدر|وصلة مكسورة|edit|citation needed)[^\]\[\n]{0,20}\]|#\S+",
     re.DOTALL,
 )
+_REPEATED = re.compile(r"(.)\1+")
+_DRAWN_OUT = re.compile(r"(.)\1\1")
 _LEAST_OF_SENTENCE = 0.5
 """Share of a sentence's words that has to be lost for the whole of it to count as taken out."""
 
@@ -144,13 +146,19 @@ class Pair:
             for place, kind, nearest, edits in zip(
                 places.tolist(), kinds.tolist(), found.nearest[places].tolist(), found.edits[places].tolist()
             )
-            if not numeric[place] and not self._names_a_language(place)
+            if not numeric[place] and not self._names_a_language(place) and not self._was_drawn_out(place, nearest)
         ]
 
     def _is_in_origin(self, name: str) -> bool:
         """Whether a name is one of the origin's words but for what is written onto its beginning."""
         core = name[1:] if name[0] in "وفبلك" and len(name) > 4 else name
         return any(self.a.folded(place).endswith(core) for place in range(len(self.a.hashes)))
+
+    def _was_drawn_out(self, place: int, nearest: int) -> bool:
+        """Whether a word is the origin's without a letter written again and again (رائع, رااااائع)."""
+        if nearest < 0 or not _DRAWN_OUT.search(self.a.folded(nearest)):
+            return False
+        return _REPEATED.sub(r"\1", self.a.folded(nearest)) == _REPEATED.sub(r"\1", self.b.folded(place))
 
     def _names_a_language(self, place: int) -> bool:
         """Whether a word stands right after a fence."""
@@ -277,7 +285,7 @@ class Gate(Protocol):
     """One check.
 
     A gate is made with its settings (the mapping under its name in `defaults.yaml`, `enabled` left out) and raises a
-    UserError where one can't be used.
+    UserError where one can't be used. One that is not in that file may have a class attribute `defaults`.
     """
 
     name: str

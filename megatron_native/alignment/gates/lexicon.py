@@ -82,7 +82,7 @@ def common_words() -> Table:
     for kind, name in ((STOCK, "stock"), (GRAMMAR, "grammar")):
         for word in _raw("common")[name].split():
             forms = [word]
-            if kind == STOCK and word.startswith("ي") and len(word) > 3:
+            if kind == STOCK and word.startswith("ي") and len(word) > 2:
                 forms += [head + word[1:] for head in "تنأ"]
             values |= {_hash_of(form): kind for form in forms}
     return _table(values)

@@ -21,8 +21,13 @@ def _shipped() -> dict[str, dict[str, Any]]:
 
 
 def default_settings() -> dict[str, dict[str, Any]]:
-    """`{gate: {setting: value}}` as shipped; each has `enabled`."""
-    return {gate: dict(values) for gate, values in _shipped().items()}
+    """`{gate: {setting: value}}` as shipped, and as gates that were registered beside them say; each has `enabled`."""
+    from megatron_native.alignment.gates.gate import REGISTRY
+
+    settings = {gate: dict(values) for gate, values in _shipped().items()}
+    for name, factory in REGISTRY.items():
+        settings.setdefault(name, {"enabled": True, **getattr(factory, "defaults", {})})
+    return settings
 
 
 def load_settings(file: Path | None = None, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

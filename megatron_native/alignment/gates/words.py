@@ -116,7 +116,7 @@ class Invented:
         worst, where = 0, (0, 0)
         for begin, end, b_begin, b_end in pair.gaps:
             came = sum(place in places for place in range(b_begin, b_end))
-            if came:
+            if came and not pair.allowed[begin:end].any():
                 surplus = came - min(came, int(np.count_nonzero(gone[begin:end] & ~pair.allowed[begin:end])))
                 if surplus > worst:
                     worst, where = surplus, (b_begin, b_end)
