@@ -99,7 +99,7 @@ def work(folder: Path) -> None:
     initialize_parallel_state(run)
     seed_everything(1)
     shape = read_model(run)
-    model = build_trainable_model(run, shape, megatron_configs(run, shape, "cpu", "local", False), platform.device)
+    model = build_trainable_model(run, shape, megatron_configs(run, shape, "cpu", "torch", False), platform.device)
     randomise_moments(model)
     if platform.is_main:
         layout.write_model_config(folder / "source", shape)

@@ -171,6 +171,19 @@ def _refusal(name: str) -> Callable[..., Any]:
     return refuse
 
 
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """megatron-core hands its fusions to `torch.compile` when it is imported. They are for GPUs, and off here; loading the
+    compiler's backends for them takes a second.
+    """
+    compiler = torch.compile
+    torch.compile = lambda function: function
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+
+
 class CpuSubstitute:
     """The installed substitute; `remove()` puts torch back as it was (for tests)."""
 
@@ -184,11 +197,13 @@ class CpuSubstitute:
 
     def install(self) -> None:
         """Put every substitute in its place and enter the device redirection on this thread."""
-        # First megatron-core, and with it torch's compiler, whose tables list torch.cuda's functions as they are.
-        from megatron.core import jit
-        from megatron.core.tensor_parallel import random as megatron_random
+        # First megatron-core, and torch's compiler, whose tables list torch.cuda's functions as they are.
+        with _nothing_compiled():
+            from megatron.core import jit
+            from megatron.core.tensor_parallel import random as megatron_random
+        import torch._dynamo
 
-        self._replace(jit, "jit_fuser", jit.noop_decorator)  # its fusions are compiled for GPUs
+        self._replace(jit, "jit_fuser", jit.noop_decorator)  # also of what is imported later
 
         cuda = torch.cuda
         table = _substitutes()

@@ -366,9 +366,9 @@ def _load_everything(folder: Path, model: TrainableModel, reader: TorchDistReade
     state = sharded_state.model_state(model.modules)
     _require_keys(folder, state)
     sharded_state.prepare_torch_adam_for_loading(model.optimizer)
-    state["optimizer"] = model.optimizer.sharded_state_dict(
-        sharded_state.flat_model_state(state), is_loading=True, metadata=sharded_state.content()
-    )
+    flat = sharded_state.flat_model_state(state)
+    with _short_collections():
+        state["optimizer"] = model.optimizer.sharded_state_dict(flat, is_loading=True, metadata=sharded_state.content())
     rng = sharded_state.rng_object(None)
     same_layout = any(key.startswith(f"{rng.unique_key}") for key in reader.objects)
     if same_layout:

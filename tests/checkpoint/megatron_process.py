@@ -1,16 +1,13 @@
-"""One process of bare megatron-core: loads a checkpoint at a layout and saves it again. Started by torchrun in tests.
+"""One process of bare megatron-core: loads a checkpoint at a layout and saves it again; for `tests.distributed.run_jobs`."""
 
-    torchrun --nproc_per_node N megatron_process.py SOURCE TARGET HF_CONFIG TP PP
-"""
-
-import sys
+import json
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-
-def main() -> None:
-    source, target, hf_config, tp, pp = *sys.argv[1:4], *map(int, sys.argv[4:6])
+def main(description: Path) -> None:
+    """Do the one job of a file: `source` and `target` checkpoints, the `hf` folder, `tp` and `pp`."""
+    (job,) = json.loads(description.read_text(encoding="utf-8"))
+    source, target, hf_config, tp, pp = (job[name] for name in ("source", "target", "hf", "tp", "pp"))
     from megatron_native.platform import seed_everything, start_platform
 
     start_platform("cpu")
@@ -58,7 +55,3 @@ def main() -> None:
     loaded = dist_checkpointing.load(model.sharded_state_dict(), source)
     model.load_state_dict(loaded)
     dist_checkpointing.save(model.sharded_state_dict(), target)
-
-
-if __name__ == "__main__":
-    main()

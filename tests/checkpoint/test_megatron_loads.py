@@ -1,11 +1,6 @@
 """megatron-core itself loads what import-hf writes, at tensor and pipeline parallel layouts, and export-hf reads what
 it saves from there: the tensors come back bit for bit."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from megatron_native.checkpoint import layout
@@ -13,9 +8,8 @@ from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import TorchDistReader
 from tests.checkpoint.test_round_trip import assert_same_bits, tensors_of
+from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
-
-PROCESS = Path(__file__).with_name("megatron_process.py")
 
 
 @pytest.mark.parametrize(
@@ -27,13 +21,11 @@ def test_megatron_core_loads_saves_and_the_export_is_the_import(shape, tensor_pa
     import_hf(source, tmp_path / "checkpoint", reference_logits=False)
     saved = tmp_path / "saved"
     saved.mkdir()
-    processes = str(tensor_parallel * pipeline_parallel)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, PROCESS]
-    arguments = [tmp_path / "checkpoint", saved, source, str(tensor_parallel), str(pipeline_parallel)]
-    done = subprocess.run(
-        [*command, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    job = {
+        "source": str(tmp_path / "checkpoint"), "target": str(saved), "hf": str(source),
+        "tp": tensor_parallel, "pp": pipeline_parallel,
+    }  # fmt: skip
+    run_jobs(tmp_path, tensor_parallel * pipeline_parallel, [job], module="tests.checkpoint.megatron_process")
 
     imported, resaved = TorchDistReader(tmp_path / "checkpoint"), TorchDistReader(saved)
     assert imported.tensors.keys() == resaved.tensors.keys()

@@ -27,7 +27,7 @@ from megatron_native.data.ledger import read_ledger
 from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.restarts import last_step
 from megatron_native.training.retention import checkpoint_folder, checkpoints_of, step_of
-from tests.distributed import REPOSITORY
+from tests.distributed import REPOSITORY, run_jobs
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config, write_token_dataset
 
@@ -132,10 +132,9 @@ def undisturbed(material: Path) -> Callable[[str], dict[int, float]]:
     def losses(layout: str) -> dict[int, float]:
         if layout not in known:
             folder = material / "undisturbed" / layout
-            run = Run(folder, configured(material, folder / "run", layout))
-            run.start()
-            assert run.wait() == 0, run.log()
-            known[layout] = run.losses()
+            config = configured(material, folder / "run", layout)
+            run_jobs(folder, 4, [{"train": config}], timeout=DEADLINE)
+            known[layout] = Run(folder, config).losses()
             assert len(known[layout]) == STEPS
         return known[layout]
 

@@ -35,6 +35,16 @@ print(torch.zeros(2, device="cuda").device, torch.ones(1).to("cuda:1").device, t
     assert python(body) == "cpu cpu cpu cpu cpu"
 
 
+def test_no_backend_of_the_compiler_is_loaded_for_fusions_that_are_off() -> None:
+    body = """
+import sys
+import megatron.core.models.gpt
+from megatron.core.fusions import fused_bias_swiglu
+print("torch._inductor.compile_fx" in sys.modules, torch.compile.__module__, fused_bias_swiglu.swiglu(torch.zeros(2)).tolist())
+"""
+    assert python(body) == "False torch [0.0]"
+
+
 def test_an_unknown_cuda_call_raises_with_its_name() -> None:
     body = """
 try:
