@@ -114,11 +114,11 @@ def test_rules_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(1800)
 def test_transformers_one_at_a_time_give_the_same_bytes(tmp_path: Path) -> None:
-    write_noisy(tmp_path / "dump" / "a.jsonl", 5)
+    write_noisy(tmp_path / "dump" / "a.jsonl", 2)
     worker = write_worker(tmp_path / "worker")
     options = (
         "--engine", "transformers", "--worker", str(worker), "--option", "batch_size=1", "--no-first-look",
-        "--conduct", str(write_conduct(tmp_path / "short.yaml")), "--passage-tokens", "48", "--chunk-passages", "8",
+        "--conduct", str(write_conduct(tmp_path / "short.yaml")), "--passage-tokens", "48", "--chunk-passages", "4",
         "--answer-ratio", "1",
     )  # fmt: skip
     begun = time.monotonic()
