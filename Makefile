@@ -16,7 +16,7 @@ VLLM_UNWANTED := torchvision torchaudio torchcodec triton
 SHARED_DATA := $(wildcard ../shared/data)
 export MEGATRON_NATIVE_TEST_DATA ?= $(if $(SHARED_DATA),$(abspath $(SHARED_DATA)))
 
-.PHONY: help setup quickstart test test-faults test-corpus-faults test-training-faults test-vllm lint typecheck model clean-venv
+.PHONY: help setup quickstart test test-faults test-corpus-faults test-rewrite-faults test-training-faults test-vllm lint typecheck model clean-venv
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -41,7 +41,7 @@ model: setup ## Fetch the small real model that the quickstart and some tests us
 test: setup model ## Every test
 	@$(BIN)/python -m pytest
 
-test-faults: test-corpus-faults test-training-faults ## Both of the following: kills of the corpus, faults of training
+test-faults: test-corpus-faults test-rewrite-faults test-training-faults ## All of the following: kills of corpus and rewriting, faults of training
 
 test-corpus-faults: setup ## Kill every stage of the corpus 20 times (a quarter of an hour); the result is kept
 	@printf '# Killed and run again\n\nEach stage is killed at random moments (SIGKILL, the main process alone or all of it) and run again until it is\ndone; its files are compared with those of an undisturbed run.\n\n| stage | kills | runs | undisturbed, s | moments of the kills, s | files |\n|---|---|---|---|---|---|\n' > benchmarks/results/faults.md
@@ -50,6 +50,10 @@ test-corpus-faults: setup ## Kill every stage of the corpus 20 times (a quarter 
 test-training-faults: setup ## 50 runs of four processes with a fault each (an hour); the result is kept
 	@printf '# Training runs with a fault each\n\nFour gloo processes. Every run has to end with the losses of an undisturbed one, bit for bit, and with a ledger that gives\nevery sample to exactly one step.\n\n| fault | layout | seed | what happened | starts | losses |\n|---|---|---|---|---|---|\n' > benchmarks/results/training_faults.md
 	@MEGATRON_NATIVE_FAULT_RUNS=50 MEGATRON_NATIVE_TRAINING_FAULTS_RESULT=$(CURDIR)/benchmarks/results/training_faults.md $(BIN)/python -m pytest tests/end_to_end/test_training_faults.py
+
+test-rewrite-faults: setup ## Kill rewriting ten times an engine (a quarter of an hour); the result is kept
+	@printf '# Rewriting killed and run again\n\nKilled at random moments (SIGKILL, with all its processes) and run again until it is done.\n\n| engine | kills | undisturbed, s | moments of the kills, s | passages | what came out |\n|---|---|---|---|---|---|\n' > benchmarks/results/rewrite_faults.md
+	@MEGATRON_NATIVE_KILLS=10 MEGATRON_NATIVE_REWRITE_FAULTS_RESULT=$(CURDIR)/benchmarks/results/rewrite_faults.md $(BIN)/python -m pytest tests/end_to_end/test_rewrite_kills.py
 
 $(VLLM_VENV)/.installed: pyproject.toml $(VLLM_CONSTRAINTS)
 	@echo "setting up $(VLLM_VENV): vLLM for CPUs and everything the project needs (a few minutes the first time)"

