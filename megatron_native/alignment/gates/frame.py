@@ -169,7 +169,7 @@ class Instructions:
         for first, last in pair.instructions:
             inside[first:last] = True
         elsewhere = np.isin(pair.a.hashes, pair.a.hashes[~inside])
-        carried = np.flatnonzero(inside & ~elsewhere & (pair.aligned.kept == ALIGNED))
+        carried = np.flatnonzero(inside & ~elsewhere & np.isin(pair.a.hashes, pair.b.hashes))
         if len(carried):
             carried = carried[kinds_of(pair.a, carried) != GRAMMAR]
         words = [pair.a.word(place) for place in carried.tolist()]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from megatron_native.alignment.gates.alignment import (
     ALIGNED,
+    ELSEWHERE,
     NO_SOURCE,
     RELATED,
     Aligned,
@@ -39,6 +40,7 @@ _LEAST_OF_SENTENCE = 0.5
 
 _MOST_OF_SENTENCE = 30
 """Words of a sentence that may go as a whole."""
+_FEW_LOST = 3
 _AROUND = 6
 """Words on either side of a phrase that may go with it where no sentence ends."""
 
@@ -112,8 +114,6 @@ class Pair:
     @cached_property
     def aligned(self) -> Aligned:
         """Which words come from where; words of the context count as `ELSEWHERE`."""
-        from megatron_native.alignment.gates.alignment import ELSEWHERE
-
         found = align(self.a, self.b)
         if self.before or self.after:
             around = self.readers.text.read(f"{self.before}\n{self.after}").hashes
@@ -215,7 +215,7 @@ class Pair:
         pattern, found = phrases(name), []
         for first, last, lost in self._lossy:
             long = last - first > _MOST_OF_SENTENCE
-            if lost < least * (last - first) and not long:
+            if lost < (_FEW_LOST if long else least * (last - first)):
                 continue
             text = self.words_of_origin(first, last)
             if not long and pattern.search(text):
@@ -233,7 +233,7 @@ class Pair:
     def _lossy(self) -> list[tuple[int, int, int]]:
         """Sentences of the origin that lost words, and how many."""
         lost = self.aligned.kept != ALIGNED
-        if not lost.any():
+        if not (self.aligned.kept == NO_SOURCE).any() and not (self.aligned.kept == ELSEWHERE).any():
             return []
         sums = np.concatenate(([0], np.cumsum(lost)))
         counted = [(first, last, int(sums[last] - sums[first])) for first, last in self.sentences]
@@ -262,7 +262,10 @@ class Pair:
         """Bool [origin words]: content words that are in the rewrite in no form and were not to go."""
         if self.same_words:
             return np.zeros(len(self.a.hashes), dtype=np.bool_)
-        mask = (self.aligned.kept == NO_SOURCE) & ~self.allowed
+        mask = self.aligned.kept == NO_SOURCE
+        if not mask.any():
+            return mask
+        mask &= ~self.allowed
         places = np.flatnonzero(mask)
         if len(places):
             mask[places[kinds_of(self.a, places) == GRAMMAR]] = False

@@ -98,6 +98,8 @@ class Dialect:
         if gained > self._most_gained:
             words = [pair.b.word(place) for place in np.flatnonzero(new).tolist()]
             return Judgement(self.name, float(gained), False, f"words of a dialect came in: {shown(words)}")
+        if worth_a.sum() < _FROM_DIALECT:
+            return Judgement(self.name, float(gained), True)
         had = worth_a * ~pair.allowed
         if had.sum() >= _FROM_DIALECT:
             gone = had * (pair.aligned.kept != ALIGNED)
