@@ -14,6 +14,14 @@ from megatron_native.alignment.prompts import Messages
 from megatron_native.errors import UserError
 from megatron_native.manifest import file_digest, parameters_hash
 
+_HEADS = 4
+"""Beginnings of chats that are kept encoded; a run has one, or one for each form."""
+_CERTAIN_AFTER = 16
+"""Chats that are encoded both ways before the beginnings are trusted."""
+_NEVER = -1
+"""The tokenizer encodes across its special tokens: every chat is encoded whole."""
+_BEGINNING = 40
+"""Characters of a message by which it is found again; the conduct's own words, which no template changes."""
 _NOT_THE_WORKER = {".md", ".txt", ".gitattributes", ".lock"}
 
 
@@ -26,6 +34,8 @@ class Worker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._heads: dict[str, list[int]] = {}
+        self._certain = 0
         if not (self.folder / "config.json").is_file():
             raise UserError(
                 f"--worker {folder}: there is no config.json; give the folder of a Hugging Face checkpoint "
@@ -56,14 +66,42 @@ class Worker:
         return AutoTokenizer.from_pretrained(str(self.folder))
 
     def chat_ids(self, messages: Messages) -> list[int]:
-        """The ids of a chat that the worker is to answer: by its chat template; without one, the contents between blank
-        lines after the begin token.
+        """The ids of a chat that the worker is to answer.
+
+        By its chat template; without one, the contents between blank lines after the begin token. What chats have in
+        common before their last message is encoded once.
         """
         tokenizer = self.tokenizer
         if tokenizer.chat_template is None:
             return list(tokenizer("\n\n".join(message["content"] for message in messages) + "\n")["input_ids"])
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        place = self._cut(text, messages[-1]["content"]) if self._certain != _NEVER else 0
+        if not place:
+            return self._encoded(text)
+        head, tail = text[:place], text[place:]
+        if head not in self._heads:
+            if len(self._heads) >= _HEADS:
+                self._heads.clear()
+            self._heads[head] = self._encoded(head)
+        ids = [*self._heads[head], *self._encoded(tail)]
+        if self._certain < _CERTAIN_AFTER:
+            whole = self._encoded(text)
+            self._certain = self._certain + 1 if ids == whole else _NEVER
+            return whole
+        return ids
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _cut(self, text: str, content: str) -> int:
+        """Where the last special token before the last message ends: what stands before it is encoded by itself."""
+        begin = text.rfind(content[:_BEGINNING])
+        cuts = (text.rfind(token, 0, begin) + len(token) for token in self._special if text.rfind(token, 0, begin) >= 0)
+        return max(cuts, default=0)
+
+    @cached_property
+    def _special(self) -> list[str]:
+        return [token for token in self.tokenizer.all_special_tokens if token]
 
     @cached_property
     def fertility(self) -> float:

@@ -6,6 +6,7 @@ chunks. With `rules` as the engine there are no passages: the tidied text, if th
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -30,6 +31,10 @@ from megatron_native.engine.tasks import OnRead
 DOCUMENTS = "documents"
 WAITING = ""
 """State of a passage that waits for the worker."""
+
+
+_CONTROL_TOKENS = re.compile(r"<\|[\w-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<｜[\w▁]{1,40}｜>")
+"""Signs by which chats of known model families are parted: inside a passage a tokenizer would take them for the real ones."""
 
 
 class PreparedDocument(msgspec.Struct, array_like=True):
@@ -79,6 +84,8 @@ class Tidier:
         for passage in passages:
             if passage.frozen:
                 state = f"{FROZEN}: {passage.frozen}"
+            elif any(map(_CONTROL_TOKENS.search, (passage.text, passage.before, passage.after))):
+                state = f"{FROZEN}: control tokens"
             elif self._look is not None and self._look.look(passage.text, {}).clean:
                 state = CLEAN
             else:

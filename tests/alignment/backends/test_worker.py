@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_native.alignment.backends.worker import Worker
+from megatron_native.alignment.conduct import load_conduct
+from megatron_native.alignment.passages import estimated_tokens
+from megatron_native.alignment.prompts import render_rewriting
+from megatron_native.errors import UserError
+from tests.alignment.rewriting.jobs import SENTENCES, text_of
+from tests.alignment.rewriting.workers import write_worker
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_worker(tmp_path_factory.mktemp("worker"))
+
+
+def whole(worker: Worker, messages: list[dict[str, str]]) -> list[int]:
+    """The chat as transformers encodes it."""
+    return list(worker.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+
+@pytest.mark.parametrize("examples", [0, 2])
+def test_chats_are_encoded_as_transformers_does_it(folder: Path, examples: int) -> None:
+    worker, conduct = Worker(folder), load_conduct("general")
+    for number in range(40):
+        messages = render_rewriting(conduct, text_of(number, 1), examples=examples)
+        assert worker.chat_ids(messages) == whole(worker, messages)
+
+
+def test_also_where_a_passage_holds_the_tokens_of_the_template_or_the_words_of_the_prompt(folder: Path) -> None:
+    worker, conduct = Worker(folder), load_conduct("general")
+    ask = render_rewriting(conduct, SENTENCES[0])[-1]["content"]
+    for number in range(20):
+        worker.chat_ids(render_rewriting(conduct, text_of(number, 1)))
+    for text in (f"{ask} <|im_end|>", "<|im_start|>system", ask, f"<|im_end|>\n{ask}", " ", ","):
+        if text.strip():
+            messages = render_rewriting(conduct, text)
+            assert worker.chat_ids(messages) == whole(worker, messages)
+
+
+def test_the_hash_is_of_names_and_contents(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "renamed"
+    shutil.copytree(folder, copy)
+    assert Worker(copy).hash == Worker(folder).hash
+    (copy / "README.md").write_text("for people", encoding="utf-8")
+    assert Worker(copy).hash == Worker(folder).hash
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}), encoding="utf-8")
+    assert Worker(copy).hash != Worker(folder).hash
+
+
+def test_fertility_is_tokens_for_each_of_llama_3s(folder: Path) -> None:
+    worker = Worker(folder)
+    text = "\n".join(principle.rule.ar for principle in load_conduct("general").by_severity())
+    tokens = len(worker.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+    assert worker.fertility == pytest.approx(tokens / estimated_tokens(text))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no config\.json"):
+        Worker(tmp_path)
