@@ -23,6 +23,8 @@ NO_SOURCE, ALIGNED, ELSEWHERE, RELATED, PARTED, JOINED = range(6)
 _MOST_CELLS = 1 << 22
 """Cells of the table of the longest common subsequence; longer texts are aligned by looking a window ahead."""
 _WINDOW = 48
+_MOST_SEARCHED = 400
+"""Words without a partner that are looked for in the whole other text: a bound on the work on very long texts."""
 _SPACE = 0x20
 
 
@@ -202,6 +204,18 @@ def related(a: Any, a0: int, a1: int, b: Any, b0: int, b1: int, pre: Any, pre_at
 
 
 @numba.njit(cache=True, nogil=True)
+def _outlines(letters: Any, starts: Any) -> Any:
+    """A mask of each word's runs of three letters near its beginning, uint64 [words]: related words share a bit."""
+    out = np.zeros(len(starts) - 1, dtype=np.uint64)
+    for word in range(len(out)):
+        for place in range(starts[word], min(starts[word] + 4, starts[word + 1] - 2)):
+            value = (np.uint64(letters[place]) * np.uint64(961) + np.uint64(letters[place + 1])) * np.uint64(961)
+            value = (value + np.uint64(letters[place + 2])) * np.uint64(0x9E3779B97F4A7C15)
+            out[word] |= np.uint64(1) << (value >> np.uint64(58))
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
 def edits_between(a: Any, a0: int, a1: int, b: Any, b0: int, b1: int) -> int:
     """Insertions, deletions, replacements and swaps of neighbours between two words (restricted Damerau distance)."""
     n, m = a1 - a0, b1 - b0
@@ -356,6 +370,8 @@ def _align(
     for j in range(m):
         if source[j] == NO_SOURCE and _has(a_sorted, b[j]):
             source[j] = ELSEWHERE
+    searched = 0
+    a_outlines, b_outlines = _outlines(a_letters, a_at), _outlines(b_letters, b_at)
     b_begin = 0
     for j in range(m):  # words parted and joined, inside a gap
         if partner[j] >= 0:
@@ -384,23 +400,34 @@ def _align(
         begin, end = gap_begins[j], gap_ends[j]
         b0, b1 = b_at[j], b_at[j + 1]
         for i in range(begin, min(end, begin + 256)):
-            if kept[i] != ALIGNED and related(
-                a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at
+            if (
+                kept[i] != ALIGNED
+                and a_outlines[i] & b_outlines[j]
+                and related(a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at)
             ):
                 source[j] = RELATED
                 if kept[i] == NO_SOURCE:
                     kept[i] = RELATED
                 break
-        if source[j] == NO_SOURCE:
+        if source[j] == NO_SOURCE and searched < _MOST_SEARCHED:
+            searched += 1
             for distance in range(0, min(n, 2048)):
                 i = begin + distance
-                if i < n and related(a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at):
+                if (
+                    i < n
+                    and a_outlines[i] & b_outlines[j]
+                    and related(a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at)
+                ):
                     source[j] = RELATED
                     if kept[i] == NO_SOURCE:
                         kept[i] = RELATED
                     break
                 i = begin - 1 - distance
-                if i >= 0 and related(a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at):
+                if (
+                    i >= 0
+                    and a_outlines[i] & b_outlines[j]
+                    and related(a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at)
+                ):
                     source[j] = RELATED
                     if kept[i] == NO_SOURCE:
                         kept[i] = RELATED
@@ -408,8 +435,11 @@ def _align(
     for i in range(n):  # a word that is lost here may be there with other affixes
         if kept[i] != NO_SOURCE:
             continue
+        if searched >= 2 * _MOST_SEARCHED:
+            break
+        searched += 1
         for j in range(min(m, 4096)):
-            if b_at[j + 1] - b_at[j] >= 3 and related(
+            if a_outlines[i] & b_outlines[j] and related(
                 a_letters, a_at[i], a_at[i + 1], b_letters, b_at[j], b_at[j + 1], pre, pre_at, suf, suf_at
             ):
                 kept[i] = RELATED

@@ -24,7 +24,7 @@ from megatron_native.alignment.gates.alignment import (
     TextReader,
     align,
 )
-from megatron_native.alignment.gates.lexicon import GRAMMAR, NAME, kinds_of, phrases
+from megatron_native.alignment.gates.lexicon import GRAMMAR, NAME, UNKNOWN, kinds_of, phrases
 
 _SENTENCE_END = re.compile(r"[.!?؟…]+(?=[\s\"»”')\]]|$)|\n|؛")
 RESIDUE = re.compile(
@@ -270,6 +270,16 @@ class Pair:
         if len(places):
             mask[places[kinds_of(self.a, places) == GRAMMAR]] = False
         return mask
+
+    @cached_property
+    def unknown_lost(self) -> NDArray[np.int64]:
+        """Int64 [origin words + 1]: how many words without a trace in the rewrite, names or unknown, stand before each."""
+        gone = self.aligned.kept == NO_SOURCE
+        places = np.flatnonzero(gone)
+        if len(places):
+            kinds = kinds_of(self.a, places)
+            gone[places] = (kinds == NAME) | (kinds == UNKNOWN)
+        return np.concatenate(([0], np.cumsum(gone)))
 
     @cached_property
     def content(self) -> int:

@@ -159,7 +159,7 @@ class CutOff:
 
     def judge(self, pair: Pair) -> Judgement:
         """One word less is let through only where the rewrite ends as a sentence does."""
-        if pair.same_words or not len(pair.b.hashes):
+        if pair.same_words or not len(pair.a.hashes) or not len(pair.b.hashes):
             return Judgement(self.name, 0.0, True)
         places = np.flatnonzero(pair.aligned.partner >= 0)
         last = int(pair.aligned.partner[places[-1]]) if len(places) else -1

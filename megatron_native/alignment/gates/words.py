@@ -69,8 +69,8 @@ class Names:
         if word.kind != UNKNOWN or word.nearest < 0 or is_misspelling(pair, word):
             return False
         begin, end = int(pair.aligned.gap_begins[word.place]), int(pair.aligned.gap_ends[word.place])
-        gone = np.flatnonzero(pair.aligned.kept[begin:end] == NO_SOURCE) + begin
-        return bool(len(gone)) and bool((kinds_of(pair.a, gone) % NAME == UNKNOWN).any())
+        sums = pair.unknown_lost
+        return bool(sums[end] > sums[begin])
 
 
 @register

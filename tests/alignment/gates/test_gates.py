@@ -80,7 +80,9 @@ def test_an_unchanged_passage_passes_whatever_it_says():
 @pytest.mark.parametrize("digits", ["٢٠٢٤", "۲۰۲۴", "2024"])
 def test_digits_of_all_sets_are_one(digits):
     assert not refused_by(f"أقيم المعرض عام {digits} في جدة وزاره الناس.", "أقيم المعرض عام 2024 في جدة، وزاره الناس.")
-    assert "numbers" in refused_by(f"أقيم المعرض عام {digits} في جدة وزاره الناس.", "أقيم المعرض عام 2042 في جدة وزاره الناس.")
+    assert "numbers" in refused_by(
+        f"أقيم المعرض عام {digits} في جدة وزاره الناس.", "أقيم المعرض عام 2042 في جدة وزاره الناس."
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,12 @@ def test_lines_of_the_real_prompts_are_scaffold(code, language):
 
 @pytest.mark.parametrize(
     "refusal",
-    ["عذرًا، لا يمكنني إعادة صياغة هذا النص.", "أعتذر عن ذلك.", "I'm sorry, but I can't help with that.", "مش هقدر أساعدك."],
+    [
+        "عذرًا، لا يمكنني إعادة صياغة هذا النص.",
+        "أعتذر عن ذلك.",
+        "I'm sorry, but I can't help with that.",
+        "مش هقدر أساعدك.",
+    ],
 )
 def test_refusals_are_refused_whole_and_after_a_beginning(refusal):
     assert "refusal" in refused_by(STATION, refusal)

@@ -67,7 +67,9 @@ def test_an_error_of_the_backend_refuses():
             for request in requests:
                 yield Answer(request.key, None, "error", error="quota used up")
 
-    assert judge_with(Failing()).judge(ORIGIN, ORIGIN + " نعم").reasons == ("judge: no answer of the judge: quota used up",)
+    assert judge_with(Failing()).judge(ORIGIN, ORIGIN + " نعم").reasons == (
+        "judge: no answer of the judge: quota used up",
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,9 @@ def encoder(tmp_path_factory):
 
     folder = make_tiny_tokenizer(tmp_path_factory.mktemp("encoder"))
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=384, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    config = BertConfig(
+        vocab_size=384, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
     BertModel(config).save_pretrained(folder)
     return folder
 

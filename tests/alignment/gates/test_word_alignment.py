@@ -1,7 +1,7 @@
 """Words of a rewrite and where they come from: distances and subsequences against plain definitions."""
 
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from hypothesis import given, settings
@@ -68,7 +68,7 @@ def test_partners_are_equal_words_in_order_and_none_could_be_added(a, b):
     found = align(READER.read(" ".join(a)), READER.read(" ".join(b)))
     pairs = [(int(i), j) for j, i in enumerate(found.partner) if i >= 0]
     assert all(a[i] == b[j] for i, j in pairs)
-    assert all(x[0] < y[0] for x, y in zip(pairs, pairs[1:]))
+    assert all(x[0] < y[0] for x, y in pairwise(pairs))
     longest = max(
         (size for size in range(len(a) + 1) for chosen in combinations(a, size) if is_within(chosen, b)), default=0
     )
