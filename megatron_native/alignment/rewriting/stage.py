@@ -8,6 +8,7 @@ engine and does all in one phase.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -100,8 +101,9 @@ def rewrite(
                     raise OthersAtWorkError("other runs are at work on the passages that are left")
                 results = [json.loads(place.read_text(encoding="utf-8")) for place in places]
                 return run.finish(results, PACKAGES, rewriting=figures_of(results))
-        except FileNotFoundError:
+        except (FileNotFoundError, OthersAtWorkError):
             if (run.output / MANIFEST).exists():  # another run found everything joined and took the progress away
+                shutil.rmtree(work, ignore_errors=True)  # what this one made there since
                 finished: dict[str, Any] = json.loads((run.output / MANIFEST).read_text(encoding="utf-8"))
                 return finished
             raise

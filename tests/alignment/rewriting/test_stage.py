@@ -12,6 +12,7 @@ import pytest
 from megatron_native.alignment.rewriting.export import decisions_of
 from megatron_native.cli import main
 from megatron_native.documents.inputs import expand_inputs
+from megatron_native.documents.readers import read_documents
 from tests.alignment.rewriting.jobs import rewritten_texts, text_of, write_documents
 from tests.faulty_server import FaultyServer, edited
 
@@ -138,6 +139,39 @@ def test_tasks_of_a_job_array_pull_from_one_another(tmp_path: Path, server: Faul
             last = run([*words(tmp_path, server), *options, "--task-index", "1"])
         assert last.returncode == 0, last.stderr
     check_whole(tmp_path, texts, server)
+
+
+def test_a_task_that_comes_back_when_another_has_finished_all_harms_nothing(
+    tmp_path: Path, server: FaultyServer, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While task 1 lets go of its engine, task 0 joins all parts and writes the manifest."""
+    from megatron_native.alignment.rewriting import stage
+
+    texts = noisy_texts(tmp_path / "in" / "a" / "a.jsonl", 4)
+    blank = json.dumps({"id": "blank", "text": ""})
+    (tmp_path / "in" / "b").mkdir()
+    (tmp_path / "in" / "b" / "b.jsonl").write_text(blank + "\n", encoding="utf-8")  # a part of which no passage waits
+    command = [*words(tmp_path, server), "--task-count", "2", "--task-index"]
+    assert run([*command, "0"]).returncode == 75
+    pulled, codes = stage.run_fleet, []
+
+    def then_another_finishes(*arguments):
+        deaths = pulled(*arguments)
+        if not codes:
+            codes.append(None)
+            codes[0] = main([*command, "0"])
+        return deaths
+
+    monkeypatch.setattr(stage, "run_fleet", then_another_finishes)
+    assert run([*command, "1"]).returncode == 0
+    assert codes == [0]
+    found = {
+        document.id: document.text
+        for path in expand_inputs([str(tmp_path / "out")])
+        for document in read_documents(path)
+    }
+    assert found == {"blank": ""} | {key: edited(text) for key, text in texts.items()}
+    assert not (tmp_path / "out" / "_progress").exists()
 
 
 def test_on_a_ray_cluster(tmp_path: Path, server: FaultyServer, run) -> None:
