@@ -141,6 +141,19 @@ def test_an_answer_without_edits_is_refused(tmp_path: Path) -> None:
     assert rewritten_texts(job.output) == {"d0": text_of(0)}
 
 
+@pytest.mark.parametrize(("letter", "fault"), [("\\ud800", "lone surrogate"), ("\\u0000", "NUL character")])
+def test_an_answer_that_no_document_can_hold_is_refused(tmp_path: Path, letter: str, fault: str) -> None:
+    """JSON can escape what UTF-8 can't write; readers refuse a document with a NUL, so it would be lost."""
+    job = prepared_job(tmp_path, settings_of(form="edits"), count=2)
+    answer = f'{{"find": "المدينة على", "replace": "المدينة{letter}على"}}'
+    pull(job, WritingBackend(lambda passage: answer if passage.count("المدينة على") == 1 else "[]"))
+    finish(job)
+    refused = [decision for decision in decisions(job.output) if decision["state"] == "refused"]
+    assert refused
+    assert {decision["reason"] for decision in refused} == {f"unfit for a document: {fault}"}
+    assert rewritten_texts(job.output) == {"d0": text_of(0), "d1": text_of(1)}
+
+
 def test_what_an_engine_had_begun_when_it_died_another_does(tmp_path: Path) -> None:
     job = prepared_job(tmp_path, settings_of())
     first = WritingBackend(marked, in_flight=6)
