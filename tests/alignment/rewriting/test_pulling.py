@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_native.alignment.backends.backend import BackendDownError
+from megatron_native.alignment.backends.backend import BackendDownError, UnreachableError
 from megatron_native.alignment.gates.judging import build_gates
 from megatron_native.alignment.rewriting.chunks import read_chunk
 from megatron_native.alignment.rewriting.joining import joined_path
@@ -195,6 +195,26 @@ def test_a_passage_that_brings_engines_down_is_quarantined_and_nothing_else_is(t
     assert decision["reason"] == "the engine ended 2 times while it worked on this passage alone"
     for text in rewritten_texts(job.output).values():
         assert marked(text).replace(marked(poison), poison) == text
+
+
+def test_servers_that_are_away_are_no_passages_fault(tmp_path: Path) -> None:
+    job = prepared_job(tmp_path, settings_of(tries=2), count=1)
+
+    def away(passage: str) -> str | None:
+        raise UnreachableError("no endpoint has answered")
+
+    for _ in range(6):
+        with pytest.raises(UnreachableError):
+            pull(job, WritingBackend(away))
+    for _ in range(2):  # engines that died before: now the chunk is done one passage at a time
+        with pytest.raises(BackendDownError):
+            pull(job, WritingBackend(down))
+    for _ in range(6):
+        with pytest.raises(UnreachableError):
+            pull(job, WritingBackend(away))
+    pull(job, WritingBackend(marked))
+    finish(job)
+    assert rewritten_texts(job.output) == expected_texts(1)
 
 
 def test_one_by_one_goes_on_after_the_last_passage_that_ended(tmp_path: Path) -> None:
