@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def outcome_of(passage: WaitingPassage, answer: Answer, form: Form, gates: Gates | None, tries: int) -> PassageOutcome:
     """What becomes of a passage, given an answer that has a text.
 
-    An answer that was cut off, can't be read, has what no document may have, or that a gate refuses leaves the passage as it is; the answer is kept for
-    people to look at.
+    An answer that was cut off, can't be read, has what no document may have, or that a gate refuses leaves the passage as
+    it is; the answer is kept for people to look at.
     """
     outcome = PassageOutcome(
         passage.document, passage.number, passage.digest, REFUSED, passage.tokens, prompt_tokens=answer.prompt_tokens,
