@@ -77,6 +77,12 @@ def rewrite(
     check_line_limit(settings.reading.max_line_bytes)
     check_format(settings.output_format)
     execution, fleet = execution or Execution(), fleet or FleetSettings()
+    limited = choice is not None and choice.budget is not None and choice.budget.is_limited
+    if limited and (fleet.engines > 1 or not execution.share.whole):
+        raise UserError(
+            "--max-tokens and --max-cost hold for one engine, which knows what it spends; several would each spend as much. "
+            "Leave out --engines and --task-count and ask more at once (--option concurrency=N, more --endpoint)."
+        )
     files = expand_inputs(inputs)
     root = common_root(inputs, files)
     parts = plan_parts(files, root, settings.reading.text_unit, settings.part_bytes)

@@ -198,6 +198,15 @@ def test_a_budget_stops_and_more_budget_goes_on(tmp_path: Path, server: FaultySe
     check_whole(tmp_path, texts, server)
 
 
+def test_a_budget_is_for_one_engine(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 2)
+    for several in (["--engines", "2"], ["--task-count", "2"]):
+        done = run([*words(tmp_path, server), "--max-tokens", "60000", *several])
+        assert done.returncode == 2
+        assert "hold for one engine" in done.stderr
+    assert not server.ledger.paid
+
+
 def test_a_server_that_is_not_there_ends_in_one_paragraph_and_the_work_is_kept(tmp_path: Path, run) -> None:
     with FaultyServer() as server:
         texts = noisy_texts(tmp_path / "in" / "a.jsonl", 4)
