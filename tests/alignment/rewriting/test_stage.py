@@ -207,6 +207,18 @@ def test_a_budget_is_for_one_engine(tmp_path: Path, server: FaultyServer, run) -
     assert not server.ledger.paid
 
 
+def test_an_estimate_that_can_not_be_had_ends_in_one_paragraph(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 4)
+    command = [*words(tmp_path, server), "--estimate"]
+    spent = run([*command, "--max-tokens", "500"])
+    assert spent.returncode == 2
+    assert "the budget is spent" in spent.stderr
+    server.die()
+    dead = run([*command, "--option", "give_up_seconds=0.3"])
+    assert dead.returncode == 2
+    assert "no endpoint has answered" in dead.stderr
+
+
 def test_a_server_that_is_not_there_ends_in_one_paragraph_and_the_work_is_kept(tmp_path: Path, run) -> None:
     with FaultyServer() as server:
         texts = noisy_texts(tmp_path / "in" / "a.jsonl", 4)
