@@ -219,6 +219,17 @@ def test_an_estimate_that_can_not_be_had_ends_in_one_paragraph(tmp_path: Path, s
     assert "no endpoint has answered" in dead.stderr
 
 
+def test_without_known_accelerators_there_is_no_figure_of_merit(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 4)
+    merit = "accelerator_hours_per_billion_accepted_tokens"
+    unknown = run([*words(tmp_path, server), "--json"])
+    assert json.loads(unknown.stdout)["rewriting"][merit] is None
+    known = run([*words(tmp_path, server, "--option", "accelerators=2", output="known"), "--json"])
+    figures = json.loads(known.stdout)["rewriting"]
+    assert figures[merit] == pytest.approx(figures["accelerator_hours"] / figures["accepted_tokens"] * 1e9, rel=0.05)
+    assert figures[merit] > 0
+
+
 def test_a_server_that_is_not_there_ends_in_one_paragraph_and_the_work_is_kept(tmp_path: Path, run) -> None:
     with FaultyServer() as server:
         texts = noisy_texts(tmp_path / "in" / "a.jsonl", 4)
