@@ -1,6 +1,7 @@
 """The whole stage, on engines that are started for real."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections import Counter
@@ -228,6 +229,17 @@ def test_without_known_accelerators_there_is_no_figure_of_merit(tmp_path: Path, 
     figures = json.loads(known.stdout)["rewriting"]
     assert figures[merit] == pytest.approx(figures["accelerator_hours"] / figures["accepted_tokens"] * 1e9, rel=0.05)
     assert figures[merit] > 0
+
+
+def test_too_few_gpus_are_told_of_before_any_engine_starts(
+    tmp_path: Path, server: FaultyServer, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    noisy_texts(tmp_path / "in" / "a.jsonl", 2)
+    done = run([*words(tmp_path, server), "--engines", "2", "--gpus-per-engine", "1"])
+    assert done.returncode == 2
+    assert "need 2 GPUs" in done.stderr
+    assert multiprocessing.active_children() == []
 
 
 def test_a_server_that_is_not_there_ends_in_one_paragraph_and_the_work_is_kept(tmp_path: Path, run) -> None:
