@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -126,7 +127,11 @@ def _pull(run: StageRun, work: Path, settings: RewriteSettings, choice: BackendC
         prepared = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / PREPARED).glob("*.json"))]
         fertility = choice.fertility() if any(part["chunks"] for part in prepared) else 1.0
         job = Job(run.output, work, settings, prepared, fertility)
-        deaths += run_fleet(job, choice, fleet)
+        before = job.answered()
+        died = run_fleet(job, choice, fleet)
+        for death in died:
+            print(f"rewrite: {death}", file=sys.stderr)
+        deaths += died
         waiting = [part for part in prepared if not joined_path(work, part["name"]).exists()]
         join = partial(_join, output=run.output, work=work, settings=settings, seconds=fleet.lease_seconds)
         with progress("rewrite: joining", len(waiting), "parts") as bar:
@@ -134,8 +139,10 @@ def _pull(run: StageRun, work: Path, settings: RewriteSettings, choice: BackendC
         left = [part for place, part in enumerate(waiting) if not joined[place]]
         if not left and len(prepared) == seen:
             return
-        if left and (deaths or not run.share.whole):
+        if left and not run.share.whole:
             break
+        if left and died and (fleet.engines == 1 or job.answered() == before):
+            break  # else the chunks that the dead ones had are begun anew, though the others had left by then
         seen = len(prepared)
     if deaths and run.share.whole:
         raise UserError(

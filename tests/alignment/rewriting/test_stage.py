@@ -5,12 +5,14 @@ import multiprocessing
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from megatron_native.alignment.rewriting.export import decisions_of
+from megatron_native.alignment.rewriting.leases import leases_in
 from megatron_native.cli import main
 from megatron_native.documents.inputs import expand_inputs
 from megatron_native.documents.readers import read_documents
@@ -173,6 +175,35 @@ def test_a_task_that_comes_back_when_another_has_finished_all_harms_nothing(
     }
     assert found == {"blank": ""} | {key: edited(text) for key, text in texts.items()}
     assert not (tmp_path / "out" / "_progress").exists()
+
+
+def test_what_an_engine_had_begun_is_done_though_the_others_had_left_when_it_died(
+    tmp_path: Path, server: FaultyServer, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_native.alignment.rewriting import stage
+
+    texts = noisy_texts(tmp_path / "in" / "a.jsonl", 4)
+    rounds = []
+
+    def one_dies(job, choice, fleet):
+        rounds.append(job.answered())
+        if len(rounds) > 1:
+            return pulled(job, choice, fleet)
+        (part,) = job.parts
+        with leases_in(job.work / "leases") as dying:  # holds all chunks but the first when the other engine looks
+            held = [dying.take(f"{part['name']}-{number:05d}") for number in range(1, len(part["chunks"]))]
+            pulled(job, choice, replace(fleet, alone=False))
+            for lease in held:
+                dying.give_up(lease)
+        return ["engine 1 died with exit code -9"]
+
+    pulled = stage.run_fleet
+    monkeypatch.setattr(stage, "run_fleet", one_dies)
+    done = run([*words(tmp_path, server), "--engines", "2", "--chunk-passages", "8"])
+    assert done.returncode == 0, done.stderr
+    assert rounds == [0, 8]
+    assert "engine 1 died" in done.stderr
+    check_whole(tmp_path, texts, server)
 
 
 def test_on_a_ray_cluster(tmp_path: Path, server: FaultyServer, run) -> None:
