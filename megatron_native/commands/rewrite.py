@@ -176,6 +176,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
             engine, arguments.worker, arguments.model, endpoints_of(arguments.endpoint), sampling,
             options_of(arguments.option), _budget(arguments) if engine == "openai" else None,
         )  # fmt: skip
+    _check_used(arguments, engine)
     over: dict[str, Any] = {}
     for name in ("rules", "first_look", "gates"):
         over[name] = None if getattr(arguments, f"no_{name}") else read_overrides(getattr(arguments, name))
@@ -187,6 +188,25 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
         part_bytes=arguments.part_bytes, reading=reading_of(arguments), **over,
     )  # fmt: skip
     return settings, choice
+
+
+def _check_used(arguments: argparse.Namespace, engine: str) -> None:
+    """Raise a UserError where something was asked for that the engine would leave aside."""
+    from megatron_native.errors import UserError
+
+    asked = {
+        "--worker": arguments.worker is not None and engine == "rules",
+        "--option": bool(arguments.option) and engine == "rules",
+        "--endpoint": bool(arguments.endpoint) and engine != "openai",
+        "--model": bool(arguments.model) and engine != "openai",
+        "--max-tokens": arguments.max_tokens is not None and engine != "openai",
+        "--max-cost": arguments.max_cost is not None and engine != "openai",
+    }
+    if unused := [name for name, is_unused in asked.items() if is_unused]:
+        raise UserError(
+            f"{', '.join(unused)}: --engine {engine} makes no use of that; name the engine that shall (--engine vllm, "
+            "openai or transformers), or leave it out."
+        )
 
 
 def _budget(arguments: argparse.Namespace) -> Budget:

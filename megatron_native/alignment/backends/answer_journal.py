@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class AnswerJournal:
 
     Args:
         path: the file; made with its folder. Delete it to pay again.
+        others: journals of the same job's other processes, read as they are now: what they paid for costs nothing here,
+            and counts in `costs`.
 
     Attributes:
         damaged_lines: lines in the middle that can't be read (a fault of the disk); their answers are asked for again.
@@ -70,10 +72,11 @@ class AnswerJournal:
         UserError: another process has it open, it is no journal, or it can't be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
         self.path = Path(path)
         self.damaged_lines = 0
         self._places: dict[bytes, tuple[int, int]] = {}
+        self._elsewhere: dict[bytes, tuple[Path, int, int]] = {}
         self._costs: dict[str, list[int]] = {}
         self._pending: list[tuple[bytes | None, bytes]] = []
         self._adding, self._writing = threading.Lock(), threading.Lock()
@@ -86,6 +89,8 @@ class AnswerJournal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._size = self._read()
+            for other in others:
+                self._read_other(other)
         except BlockingIOError:
             os.close(self._file)
             raise UserError(
@@ -112,11 +117,16 @@ class AnswerJournal:
 
     def find(self, digest: str) -> PaidAnswer | None:
         """The answer under a hash, or None."""
-        place = self._places.get(bytes.fromhex(digest))
-        if place is None:
+        key = bytes.fromhex(digest)
+        if (place := self._places.get(key)) is not None:
+            raw = os.pread(self._file, place[1], place[0])
+        elif (elsewhere := self._elsewhere.get(key)) is not None:
+            with open(elsewhere[0], "rb") as file:
+                file.seek(elsewhere[1])
+                raw = file.read(elsewhere[2])
+        else:
             return None
-        line = orjson.loads(os.pread(self._file, place[1], place[0]))
-        return PaidAnswer(**line["answer"])
+        return PaidAnswer(**orjson.loads(raw)["answer"])
 
     def costs(self, model: str) -> tuple[int, int, int, int, int]:
         """A model's tokens, of all runs: prompt, cached and output as counted; prompt and output as assumed."""
@@ -197,15 +207,36 @@ class AnswerJournal:
         os.ftruncate(self._file, place)
         return place
 
+    def _read_other(self, path: Path) -> None:
+        with open(path, "rb") as file:
+            header = file.readline()
+            if header != _HEADER:
+                return
+            place = len(header)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                if (key := self._key(line)) is not None:
+                    self._elsewhere[key] = (path, place, len(line))
+                place += len(line)
+
     def _take_in(self, line: bytes, place: int) -> None:
+        if (key := self._key(line)) is not None:
+            self._places[key] = (place, len(line))
+
+    def _key(self, line: bytes) -> bytes | None:
+        """The hash of a line's answer, None where it has none; what it cost is counted."""
+        key = None
         try:
             entry = orjson.loads(line)
             if "assumed" not in entry:
                 PaidAnswer(**entry["answer"])
-                self._places[bytes.fromhex(entry["hash"])] = (place, len(line))
+                key = bytes.fromhex(entry["hash"])
             self._count(entry)
         except (ValueError, KeyError, TypeError):
             self.damaged_lines += 1
+            return None
+        return key
 
     def _count(self, entry: dict[str, Any]) -> None:
         if "assumed" in entry:

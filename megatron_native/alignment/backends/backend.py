@@ -71,8 +71,13 @@ class Answer:
 class BackendDownError(Exception):
     """The engine behind a backend is gone: nothing more will be answered, and the run's other engines go on without it.
 
-    The message says what happened and what to do. Requests without an answer are nobody's fault and are asked again.
+    The message says what happened and what to do. Requests without an answer are asked again; one that is alone at work
+    each time that engines go down is in the end held to be the cause.
     """
+
+
+class UnreachableError(BackendDownError):
+    """No server answers: what was asked has nothing to do with it, so no request is held to have brought it about."""
 
 
 class Backend(Protocol):

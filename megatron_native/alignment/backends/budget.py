@@ -61,6 +61,11 @@ class Budget:
                 "and output tokens."
             )
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.max_tokens is not None or self.max_cost is not None
+
     def cost(self, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> float:
         """The price of so many tokens; `cached_tokens` are among the prompt's."""
         cached_price = self.input_price if self.cached_price is None else self.cached_price

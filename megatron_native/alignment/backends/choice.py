@@ -64,7 +64,8 @@ class BackendChoice:
         """The backend, its model loaded; closed at the end.
 
         Args:
-            place: tells the engines of a fleet apart, each of which keeps a journal of its own.
+            place: tells the engines of a fleet apart, each of which keeps a journal of its own and reads what the others'
+                hold when it begins.
 
         Raises:
             UserError: a package, a model or an option is wrong.
@@ -72,7 +73,9 @@ class BackendChoice:
         with ExitStack() as stack:
             journal = None
             if self.journal is not None:
-                journal = stack.enter_context(AnswerJournal(self.journal / f"paid-{place}.jsonl"))
+                own = self.journal / f"paid-{place}.jsonl"
+                others = [path for path in sorted(self.journal.glob("paid-*.jsonl")) if path != own]
+                journal = stack.enter_context(AnswerJournal(own, others))
             try:
                 backend = self._make(journal)
             except TypeError as error:

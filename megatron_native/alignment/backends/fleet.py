@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_native.alignment.backends.backend import BackendDownError
+from megatron_native.alignment.backends.backend import UnreachableError
 from megatron_native.alignment.backends.budget import Account
 from megatron_native.alignment.backends.chat_call import ChatClient, Outcome
 from megatron_native.alignment.backends.server_settings import ServerSettings
@@ -308,7 +308,7 @@ class Fleet:
             if silent > self._settings.give_up_seconds:
                 reasons = "; ".join(f"{endpoint.client.url}: {endpoint.last_error}" for endpoint in aside)
                 self.stop(
-                    BackendDownError(
+                    UnreachableError(
                         f"no endpoint has answered for {silent:.0f} s ({reasons}). Look whether the servers run and the "
                         "URLs are right; then start again, nothing that was answered is lost."
                     )

@@ -35,7 +35,7 @@ def figures_of(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "passages": {state: passages[state] for state in STATES}, "tokens": {state: tokens[state] for state in STATES},
         "refused_by": dict(refused.most_common()), "engine_tokens": dict(engine_tokens), "engines": engines,
         "accepted_tokens": accepted, "accelerator_hours": round(hours, 6),
-        "accelerator_hours_per_billion_accepted_tokens": round(hours / accepted * 1e9, 2) if accepted else None,
+        "accelerator_hours_per_billion_accepted_tokens": round(hours / accepted * 1e9, 2) if accepted and hours else None,
     }  # fmt: skip
 
 

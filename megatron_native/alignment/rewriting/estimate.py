@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megatron_native.alignment.backends.backend import Request
+from megatron_native.alignment.backends.backend import BackendDownError, Request
+from megatron_native.alignment.backends.budget import BudgetSpentError
 from megatron_native.alignment.backends.choice import BackendChoice
 from megatron_native.alignment.rewriting.chunks import ACCEPTED, CLEAN, FROZEN, QUARANTINED, WaitingPassage
 from megatron_native.alignment.rewriting.judging import outcome_of
@@ -73,6 +74,9 @@ def estimate(
         sample: passages to ask.
         prices: what is paid.
         seed: of the sample.
+
+    Raises:
+        UserError: there is nothing to estimate, the engine is gone, or the budget doesn't reach.
     """
     if settings.engine == "rules" or choice is None:
         raise UserError(
@@ -83,7 +87,14 @@ def estimate(
     documents, waiting, size, share = _sampled(inputs, settings, seed)
     if not documents:
         raise UserError("there is no document to estimate from in the input.")
-    measured = _measured(waiting, settings, choice, sample, seed) if waiting else None
+    try:
+        measured = _measured(waiting, settings, choice, sample, seed) if waiting else None
+    except BackendDownError as error:
+        raise UserError(f"the sample could not be asked: {error}") from None
+    except BudgetSpentError as error:
+        raise UserError(
+            f"the sample could not be asked to its end: {error} Or ask fewer passages (--sample)."
+        ) from None
     scale = size / max(1, round(size * share))
     result = _scaled(documents, measured, scale, prices or Prices(), seed)
     return {

@@ -162,6 +162,9 @@ def _here(
 def _in_processes(
     job: Job, choice: BackendChoice, settings: FleetSettings, stopping: Callable[[], bool], shown: _Shown
 ) -> list[str]:
+    for place in range(settings.engines):  # before any is started
+        with _gpus_of(place, settings.gpus):
+            pass
     context = get_context("spawn")
     said: Any = context.SimpleQueue()
     processes = [

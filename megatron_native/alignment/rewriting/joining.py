@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 from collections import Counter
@@ -70,8 +71,14 @@ def join_part(prepared: dict[str, Any], output: Path, work: Path, settings: Rewr
 
     Returns:
         `account` and `outputs` of the part, `passages`, `tokens` and `refused` by state or gate, and what the part cost.
+
+    Raises:
+        FileNotFoundError: what the part is made from is gone, since another run joined it; its output is left alone.
     """
     name = prepared["name"]
+    source = work / DOCUMENTS / f"{name}.jsonl.zst"
+    if prepared["documents"] and not source.exists():  # before the writers take away what is there
+        raise FileNotFoundError(errno.ENOENT, "the part was joined meanwhile", str(source))
     account = Account.of(prepared["account"])
     figures = _Figures(prepared)
     outcomes: dict[tuple[int, int], PassageOutcome] = {}
@@ -90,7 +97,7 @@ def join_part(prepared: dict[str, Any], output: Path, work: Path, settings: Rewr
     with ExitStack() as stack:
         stack.enter_context(documents)
         stack.enter_context(decisions)
-        for number, document in enumerate(_prepared_documents(work / DOCUMENTS / f"{name}.jsonl.zst")):
+        for number, document in enumerate(_prepared_documents(source)):
             of_document = {place: outcomes.get((number, place)) for place in range(len(document.passages))}
             text, states, refused = _joined(document, of_document)
             for place, outcome in of_document.items():

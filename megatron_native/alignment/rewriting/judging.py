@@ -15,6 +15,7 @@ from megatron_native.alignment.rewriting.chunks import (
     PassageOutcome,
     WaitingPassage,
 )
+from megatron_native.documents.records import text_fault
 
 if TYPE_CHECKING:
     from megatron_native.alignment.gates.judging import Gates
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 def outcome_of(passage: WaitingPassage, answer: Answer, form: Form, gates: Gates | None, tries: int) -> PassageOutcome:
     """What becomes of a passage, given an answer that has a text.
 
-    An answer that was cut off, can't be read, or that a gate refuses leaves the passage as it is; the answer is kept for
-    people to look at.
+    An answer that was cut off, can't be read, has what no document may have, or that a gate refuses leaves the passage as
+    it is; the answer is kept for people to look at.
     """
     outcome = PassageOutcome(
         passage.document, passage.number, passage.digest, REFUSED, passage.tokens, prompt_tokens=answer.prompt_tokens,
@@ -34,6 +35,9 @@ def outcome_of(passage: WaitingPassage, answer: Answer, form: Form, gates: Gates
     text, fault = _read(passage, answer, form)
     if text is None:
         outcome.reason, outcome.answer = fault, answer.text
+        return outcome
+    if fault := _unfit(text):
+        outcome.reason, outcome.answer = f"unfit for a document: {fault}", ascii(text)
         return outcome
     if text == passage.text:
         outcome.state = UNCHANGED
@@ -57,6 +61,15 @@ def quarantined(passage: WaitingPassage, reason: str, tries: int, answer: str | 
         passage.document, passage.number, passage.digest, QUARANTINED, passage.tokens, reason=reason, answer=answer,
         tries=tries,
     )  # fmt: skip
+
+
+def _unfit(text: str) -> str:
+    """Why no reader would take a document with this text; "" where it would."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "lone surrogate"
+    return text_fault(text) or ""
 
 
 def _read(passage: WaitingPassage, answer: Answer, form: Form) -> tuple[str | None, str]:

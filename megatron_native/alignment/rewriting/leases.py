@@ -170,8 +170,10 @@ def _give_up(path: Path) -> None:
 
 
 def _boot_id() -> str:
+    """Boot and PID namespace: containers of one host share its name and its boot, and don't see each other's processes."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

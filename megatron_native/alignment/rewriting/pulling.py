@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
-from megatron_native.alignment.backends.backend import Answer, Backend, BackendDownError, Request
+from megatron_native.alignment.backends.backend import Answer, Backend, BackendDownError, Request, UnreachableError
 from megatron_native.alignment.rewriting.chunks import (
     ChunkHeader,
     PassageOutcome,
@@ -133,6 +133,8 @@ class Puller:
             for lease, part, number in self._careful:
                 if not self._stopping():
                     self._one_by_one(lease, part, number)
+        except UnreachableError:  # what is held is given back as if it had not been taken
+            raise
         except BackendDownError:
             for chunk in self._open.values():
                 self._leases.give_up(chunk.lease)
@@ -242,7 +244,11 @@ class Puller:
             _note(journal, {"begin": place})
             outcome = None
             while outcome is None:
-                (answer,) = self._backend.answers(iter([self._request(chunk, place)]))
+                try:
+                    (answer,) = self._backend.answers(iter([self._request(chunk, place)]))
+                except UnreachableError:
+                    _note(journal, {"not asked": place})
+                    raise
                 outcome = self._outcome(chunk, place, answer)
             _note(journal, {"end": place, "outcome": msgspec.to_builtins(outcome)})
             chunk.outcomes[place] = outcome
@@ -259,6 +265,8 @@ def _read_journal(journal: Path) -> tuple[Counter[int], dict[int, PassageOutcome
             entry = orjson.loads(line)
             if "begin" in entry:
                 begun[entry["begin"]] += 1
+            elif "not asked" in entry:
+                begun[entry["not asked"]] -= 1
             else:
                 outcomes[entry["end"]] = msgspec.convert(entry["outcome"], PassageOutcome)
     return begun, outcomes

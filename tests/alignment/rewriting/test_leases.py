@@ -114,6 +114,22 @@ def test_a_lease_of_another_host_ends_with_its_heartbeat(tmp_path: Path) -> None
         assert lease.attempt == 1
 
 
+def test_a_container_on_the_same_host_is_judged_by_its_heartbeat(tmp_path: Path) -> None:
+    """Its process numbers mean nothing here: the one it names is not there, and yet it lives."""
+    with leases_in(tmp_path) as mine:
+        lease = mine.take("x")
+        assert lease is not None
+        holder = json.loads(lease.path.read_text(encoding="utf-8"))
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    assert holder["boot"] == f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    elsewhere = {"host": holder["host"], "boot": f"{boot} pid:[1]", "pid": 2**22 + 1, "start": "1"}
+    (tmp_path / "x.0").write_text(json.dumps(elsewhere), encoding="utf-8")
+    with leases_in(tmp_path) as mine:
+        assert mine.take("x") is None
+        (tmp_path / "x.0").write_text(json.dumps(elsewhere | {"boot": holder["boot"]}), encoding="utf-8")
+        assert mine.take("x") is not None
+
+
 def test_the_heartbeat_keeps_a_lease(tmp_path: Path) -> None:
     with leases_in(tmp_path, seconds=1.0) as mine:
         lease = mine.take("x")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_native.alignment.backends.backend import BackendDownError
+from megatron_native.alignment.backends.backend import BackendDownError, UnreachableError
 from megatron_native.alignment.gates.judging import build_gates
 from megatron_native.alignment.rewriting.chunks import read_chunk
 from megatron_native.alignment.rewriting.joining import joined_path
@@ -141,6 +141,19 @@ def test_an_answer_without_edits_is_refused(tmp_path: Path) -> None:
     assert rewritten_texts(job.output) == {"d0": text_of(0)}
 
 
+@pytest.mark.parametrize(("letter", "fault"), [("\\ud800", "lone surrogate"), ("\\u0000", "NUL character")])
+def test_an_answer_that_no_document_can_hold_is_refused(tmp_path: Path, letter: str, fault: str) -> None:
+    """JSON can escape what UTF-8 can't write; readers refuse a document with a NUL, so it would be lost."""
+    job = prepared_job(tmp_path, settings_of(form="edits"), count=2)
+    answer = f'{{"find": "المدينة على", "replace": "المدينة{letter}على"}}'
+    pull(job, WritingBackend(lambda passage: answer if passage.count("المدينة على") == 1 else "[]"))
+    finish(job)
+    refused = [decision for decision in decisions(job.output) if decision["state"] == "refused"]
+    assert refused
+    assert {decision["reason"] for decision in refused} == {f"unfit for a document: {fault}"}
+    assert rewritten_texts(job.output) == {"d0": text_of(0), "d1": text_of(1)}
+
+
 def test_what_an_engine_had_begun_when_it_died_another_does(tmp_path: Path) -> None:
     job = prepared_job(tmp_path, settings_of())
     first = WritingBackend(marked, in_flight=6)
@@ -182,6 +195,26 @@ def test_a_passage_that_brings_engines_down_is_quarantined_and_nothing_else_is(t
     assert decision["reason"] == "the engine ended 2 times while it worked on this passage alone"
     for text in rewritten_texts(job.output).values():
         assert marked(text).replace(marked(poison), poison) == text
+
+
+def test_servers_that_are_away_are_no_passages_fault(tmp_path: Path) -> None:
+    job = prepared_job(tmp_path, settings_of(tries=2), count=1)
+
+    def away(passage: str) -> str | None:
+        raise UnreachableError("no endpoint has answered")
+
+    for _ in range(6):
+        with pytest.raises(UnreachableError):
+            pull(job, WritingBackend(away))
+    for _ in range(2):  # engines that died before: now the chunk is done one passage at a time
+        with pytest.raises(BackendDownError):
+            pull(job, WritingBackend(down))
+    for _ in range(6):
+        with pytest.raises(UnreachableError):
+            pull(job, WritingBackend(away))
+    pull(job, WritingBackend(marked))
+    finish(job)
+    assert rewritten_texts(job.output) == expected_texts(1)
 
 
 def test_one_by_one_goes_on_after_the_last_passage_that_ended(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 """The whole stage, on engines that are started for real."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
+import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from megatron_native.alignment.rewriting.export import decisions_of
+from megatron_native.alignment.rewriting.leases import leases_in
 from megatron_native.cli import main
 from megatron_native.documents.inputs import expand_inputs
+from megatron_native.documents.readers import read_documents
 from tests.alignment.rewriting.jobs import rewritten_texts, text_of, write_documents
 from tests.faulty_server import FaultyServer, edited
 
@@ -140,6 +145,81 @@ def test_tasks_of_a_job_array_pull_from_one_another(tmp_path: Path, server: Faul
     check_whole(tmp_path, texts, server)
 
 
+def test_a_task_waits_for_what_others_are_joining_lest_all_leave(tmp_path: Path, server: FaultyServer, run) -> None:
+    for name in ("a", "b"):
+        noisy_texts(tmp_path / "in" / name / "a.jsonl", 2)
+    command = [*words(tmp_path, server), "--task-count", "2", "--task-index"]
+    assert run([*command, "0"]).returncode == 75
+    with leases_in(tmp_path / "out" / "_progress" / "leases") as another:
+        lease = another.take("join-part-00001")
+        assert lease is not None
+        threading.Timer(3.0, another.give_back, [lease]).start()
+        assert run([*command, "1"]).returncode == 0
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_task_that_comes_back_when_another_has_finished_all_harms_nothing(
+    tmp_path: Path, server: FaultyServer, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While task 1 lets go of its engine, task 0 joins all parts and writes the manifest."""
+    from megatron_native.alignment.rewriting import stage
+
+    texts = noisy_texts(tmp_path / "in" / "a" / "a.jsonl", 4)
+    blank = json.dumps({"id": "blank", "text": ""})
+    (tmp_path / "in" / "b").mkdir()
+    (tmp_path / "in" / "b" / "b.jsonl").write_text(blank + "\n", encoding="utf-8")  # a part of which no passage waits
+    command = [*words(tmp_path, server), "--task-count", "2", "--task-index"]
+    assert run([*command, "0"]).returncode == 75
+    pulled, codes = stage.run_fleet, []
+
+    def then_another_finishes(*arguments):
+        deaths = pulled(*arguments)
+        if not codes:
+            codes.append(None)
+            codes[0] = main([*command, "0"])
+        return deaths
+
+    monkeypatch.setattr(stage, "run_fleet", then_another_finishes)
+    assert run([*command, "1"]).returncode == 0
+    assert codes == [0]
+    found = {
+        document.id: document.text
+        for path in expand_inputs([str(tmp_path / "out")])
+        for document in read_documents(path)
+    }
+    assert found == {"blank": ""} | {key: edited(text) for key, text in texts.items()}
+    assert not (tmp_path / "out" / "_progress").exists()
+
+
+def test_what_an_engine_had_begun_is_done_though_the_others_had_left_when_it_died(
+    tmp_path: Path, server: FaultyServer, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_native.alignment.rewriting import stage
+
+    texts = noisy_texts(tmp_path / "in" / "a.jsonl", 4)
+    rounds = []
+
+    def one_dies(job, choice, fleet):
+        rounds.append(job.answered())
+        if len(rounds) > 1:
+            return pulled(job, choice, fleet)
+        (part,) = job.parts
+        with leases_in(job.work / "leases") as dying:  # holds all chunks but the first when the other engine looks
+            held = [dying.take(f"{part['name']}-{number:05d}") for number in range(1, len(part["chunks"]))]
+            pulled(job, choice, replace(fleet, alone=False))
+            for lease in held:
+                dying.give_up(lease)
+        return ["engine 1 died with exit code -9"]
+
+    pulled = stage.run_fleet
+    monkeypatch.setattr(stage, "run_fleet", one_dies)
+    done = run([*words(tmp_path, server), "--engines", "2", "--chunk-passages", "8"])
+    assert done.returncode == 0, done.stderr
+    assert rounds == [0, 8]
+    assert "engine 1 died" in done.stderr
+    check_whole(tmp_path, texts, server)
+
+
 def test_on_a_ray_cluster(tmp_path: Path, server: FaultyServer, run) -> None:
     pytest.importorskip("ray")
     texts = noisy_texts(tmp_path / "in" / "a.jsonl", 20)
@@ -162,6 +242,49 @@ def test_a_budget_stops_and_more_budget_goes_on(tmp_path: Path, server: FaultySe
     done = run(command)
     assert done.returncode == 0, done.stderr
     check_whole(tmp_path, texts, server)
+
+
+def test_a_budget_is_for_one_engine(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 2)
+    for several in (["--engines", "2"], ["--task-count", "2"]):
+        done = run([*words(tmp_path, server), "--max-tokens", "60000", *several])
+        assert done.returncode == 2
+        assert "hold for one engine" in done.stderr
+    assert not server.ledger.paid
+
+
+def test_an_estimate_that_can_not_be_had_ends_in_one_paragraph(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 4)
+    command = [*words(tmp_path, server), "--estimate"]
+    spent = run([*command, "--max-tokens", "500"])
+    assert spent.returncode == 2
+    assert "the budget is spent" in spent.stderr
+    server.die()
+    dead = run([*command, "--option", "give_up_seconds=0.3"])
+    assert dead.returncode == 2
+    assert "no endpoint has answered" in dead.stderr
+
+
+def test_without_known_accelerators_there_is_no_figure_of_merit(tmp_path: Path, server: FaultyServer, run) -> None:
+    noisy_texts(tmp_path / "in" / "a.jsonl", 4)
+    merit = "accelerator_hours_per_billion_accepted_tokens"
+    unknown = run([*words(tmp_path, server), "--json"])
+    assert json.loads(unknown.stdout)["rewriting"][merit] is None
+    known = run([*words(tmp_path, server, "--option", "accelerators=2", output="known"), "--json"])
+    figures = json.loads(known.stdout)["rewriting"]
+    assert figures[merit] == pytest.approx(figures["accelerator_hours"] / figures["accepted_tokens"] * 1e9, rel=0.05)
+    assert figures[merit] > 0
+
+
+def test_too_few_gpus_are_told_of_before_any_engine_starts(
+    tmp_path: Path, server: FaultyServer, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    noisy_texts(tmp_path / "in" / "a.jsonl", 2)
+    done = run([*words(tmp_path, server), "--engines", "2", "--gpus-per-engine", "1"])
+    assert done.returncode == 2
+    assert "need 2 GPUs" in done.stderr
+    assert multiprocessing.active_children() == []
 
 
 def test_a_server_that_is_not_there_ends_in_one_paragraph_and_the_work_is_kept(tmp_path: Path, run) -> None:
@@ -223,6 +346,8 @@ def test_documents_of_a_rewriting_can_be_read_by_the_next_stage(tmp_path: Path, 
         (["--engine", "openai", "--endpoint", "node1:8000", "--model", "w"], "give the base URL"),
         (["--engine", "transformers", "--worker", "nowhere"], "there is no config.json"),
         (["--engine", "rules", "--no-rules"], "would do nothing"),
+        (["--worker", "models/worker"], "--worker: --engine rules makes no use of that"),
+        (["--max-cost", "5"], "--max-cost: --engine rules makes no use of that"),
         (["--passage-tokens", "3"], "--passage-tokens 3: it must be 16 or more"),
         (["--conduct", "generall"], "did you mean 'general'?"),
         (["--engine", "openai", "--endpoint", "http://a/v1", "--model", "w", "--option", "x"], "write KEY=VALUE"),
