@@ -28,7 +28,6 @@ from megatron_native.alignment.backends.vllm_engine import VllmBackend, VllmSett
 from megatron_native.alignment.backends.worker import Worker
 from megatron_native.alignment.conduct import load_conduct
 from megatron_native.alignment.edits import edits_between, render_edits
-from megatron_native.alignment.first_look import FirstLook
 from megatron_native.alignment.passages import estimated_tokens
 from megatron_native.alignment.prompts import render_rewriting
 
@@ -57,6 +56,8 @@ def main() -> None:
         ]
         arguments.make.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return
+    from megatron_native.alignment.first_look import FirstLook  # compiled code, which vLLM's processes must not import
+
     worker = Worker(arguments.worker)
     pairs = [tuple(json.loads(line)) for line in arguments.pairs.read_text(encoding="utf-8").splitlines()]
     soiled = sum(origin != clean for origin, clean in pairs)

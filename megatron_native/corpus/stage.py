@@ -180,7 +180,8 @@ class StageRun:
             **extra,
         )
         write_json(self.output / MANIFEST, manifest)
-        shutil.rmtree(self.output / PROGRESS)
+        # Network disks keep what is open, such as the locks: what stays goes when the finished stage is met again.
+        shutil.rmtree(self.output / PROGRESS, ignore_errors=True)
         return manifest
 
 

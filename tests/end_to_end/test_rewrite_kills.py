@@ -67,7 +67,7 @@ def kill_again_and_again(
     """
     generator = random.Random(seed)
     moments: list[float] = []
-    since = 0
+    since = begun = 0
     while len(moments) < KILLS or since:
         process = subprocess.Popen(
             words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -81,10 +81,12 @@ def kill_again_and_again(
             process.communicate()
             moments.append(round(moment, 2))
             since += 1
+            begun += any((output / "_progress" / phase).is_dir() for phase in ("parts", "answers", "paid"))
         if (output / "manifest.json").exists():
             check(since)
             shutil.rmtree(output)
             since = 0
+    assert begun, "every kill came before the work began"
     return moments
 
 

@@ -51,9 +51,12 @@ class BackendChoice:
 
     def identity(self) -> dict[str, Any]:
         """What tells this worker from others; the worker's files are read for it."""
-        if self.worker is None:
-            return {"worker": self.model, "worker_hash": None}
-        return Worker(self.worker).identity()
+        named: dict[str, Any] = {"worker": self.model, "worker_hash": None}
+        if self.worker is not None:
+            named = Worker(self.worker).identity()
+        if extra := self.options.get("extra"):  # fields of every request, which may change the answers
+            named["extra"] = extra
+        return named
 
     def fertility(self) -> float:
         """Tokens of the worker's tokenizer for each of LLaMA-3's; 1 where the tokenizer is not here."""

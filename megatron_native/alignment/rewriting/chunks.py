@@ -163,4 +163,4 @@ def answered(folder: Path, name: str) -> set[int]:
     place = folder / ANSWERS / name
     if not place.is_dir():
         return set()
-    return {int(entry.name[:5]) for entry in os.scandir(place) if entry.name.endswith(".jsonl")}
+    return {int(entry.name.partition(".")[0]) for entry in os.scandir(place) if entry.name.endswith(".jsonl")}

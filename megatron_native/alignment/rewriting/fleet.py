@@ -28,6 +28,7 @@ from megatron_native.progress import progress
 
 LEASES = "leases"
 _LOOK_SECONDS = 1.0
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -54,6 +55,8 @@ class FleetSettings:
     def __post_init__(self) -> None:
         if self.engines < 1:
             raise UserError(f"--engines {self.engines}: it must be 1 or more.")
+        if self.lease_seconds < 1:
+            raise UserError(f"--lease-seconds {self.lease_seconds}: it must be 1 or more.")
 
 
 class Stopped(Exception):  # noqa: N818 (no error: a signal asked for it)
@@ -92,6 +95,24 @@ def run_fleet(job: Job, choice: BackendChoice, settings: FleetSettings) -> list[
 
 
 @contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGUSR1 raise `Stopped`: for work whose finished tasks are kept and whose others are begun anew."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped
+
+    kept = {number: signal.signal(number, stop) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Whether a signal asked to stop; a second SIGINT or SIGTERM ends the process as usual."""
     asked = threading.Event()
@@ -106,7 +127,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         for one, handler in kept.items():
             signal.signal(one, handler)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in _STOPS:
         kept[number] = signal.signal(number, ask)
     try:
         yield asked.is_set

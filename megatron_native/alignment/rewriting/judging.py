@@ -43,7 +43,11 @@ def outcome_of(passage: WaitingPassage, answer: Answer, form: Form, gates: Gates
         outcome.state = UNCHANGED
         return outcome
     if gates is not None:
-        verdict = gates.judge(passage.text, text, passage.before, passage.after)
+        try:
+            verdict = gates.judge(passage.text, text, passage.before, passage.after)
+        except Exception as error:  # a gate's defect costs one passage its rewrite, not the run
+            outcome.reason, outcome.answer = f"a gate failed: {type(error).__name__}: {error}", text
+            return outcome
         outcome.gates = {one.gate: (round(one.score, 4), one.passed) for one in verdict.judgements}
         if not verdict.passed:
             failed = [one for one in verdict.judgements if not one.passed]

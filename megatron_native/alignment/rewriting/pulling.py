@@ -113,7 +113,7 @@ class Puller:
         self._first, self._report, self._stopping = first, report, stopping
         self._open: dict[str, _OpenChunk] = {}
         self._again: deque[Request] = deque()
-        self._careful: list[tuple[Lease, dict[str, Any], int]] = []
+        self._careful: list[tuple[dict[str, Any], int]] = []
         self._identity: dict[str, Any] = json.loads(json.dumps(backend.identity()))  # plain values, as they are kept
         self._settled = time.monotonic()
 
@@ -130,8 +130,9 @@ class Puller:
                     self._take(answer)
                 if not self._again or self._stopping():
                     break
-            for lease, part, number in self._careful:
-                if not self._stopping():
+            for part, number in self._careful:
+                lease = None if self._stopping() else self._taken(part, number)
+                if lease is not None:
                     self._one_by_one(lease, part, number)
         except UnreachableError:  # what is held is given back as if it had not been taken
             raise
@@ -152,18 +153,26 @@ class Puller:
             for number in range(len(part["chunks"])):
                 if self._stopping():
                     return
-                path = answers_path(work, name, number)
-                if number in done or path.exists():
-                    continue
-                lease = self._leases.take(f"{name}-{number:05d}")
+                lease = None if number in done else self._taken(part, number)
                 if lease is None:
                     continue
-                if path.exists() or joined_path(work, name).exists():
-                    self._leases.finish(lease)
-                elif lease.attempt >= CAREFUL_FROM:
-                    self._careful.append((lease, part, number))
+                if lease.attempt >= CAREFUL_FROM:
+                    self._leases.give_back(lease)  # at the end, by whoever is free then
+                    self._careful.append((part, number))
                 else:
                     yield lease, part, number
+
+    def _taken(self, part: dict[str, Any], number: int) -> Lease | None:
+        """A chunk's lease, or None where it is done or another's."""
+        work, name = self._job.work, part["name"]
+        path = answers_path(work, name, number)
+        if path.exists() or joined_path(work, name).exists():
+            return None
+        lease = self._leases.take(f"{name}-{number:05d}")
+        if lease is not None and (path.exists() or joined_path(work, name).exists()):
+            self._leases.finish(lease)
+            return None
+        return lease
 
     def _requests(self) -> Iterator[Request]:
         for lease, part, number in self._chunks():

@@ -21,7 +21,7 @@ from typing import Any
 
 from megatron_native.alignment.backends.choice import BackendChoice
 from megatron_native.alignment.rewriting.cost import figures_of
-from megatron_native.alignment.rewriting.fleet import LEASES, FleetSettings, run_fleet
+from megatron_native.alignment.rewriting.fleet import LEASES, FleetSettings, run_fleet, stopped_by_signals
 from megatron_native.alignment.rewriting.joining import join_if_complete, joined_path
 from megatron_native.alignment.rewriting.leases import leases_in
 from megatron_native.alignment.rewriting.preparing import prepare_part
@@ -118,7 +118,8 @@ def rewrite(
             raise
 
     work = tidied if settings.engine == "rules" else rewritten
-    return run_stage(STAGE, files, root, output, settings.parameters(), execution, work)
+    with stopped_by_signals():
+        return run_stage(STAGE, files, root, output, settings.parameters(), execution, work)
 
 
 def _pull(run: StageRun, work: Path, settings: RewriteSettings, choice: BackendChoice, fleet: FleetSettings) -> None:
