@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -360,3 +362,25 @@ def test_what_is_asked_for_wrongly_ends_in_one_paragraph(tmp_path: Path, options
     assert done.returncode == 2, done.stdout + done.stderr
     assert part in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_signal_while_rules_work_ends_with_75_and_the_same_command_goes_on(tmp_path: Path, run) -> None:
+    write_documents(tmp_path / "in" / "a.jsonl", 20000)
+    command = ["rewrite", "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--workers", "1"]
+    command += ["--part-bytes", "400000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "megatron_native", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    parts = tmp_path / "out" / "_progress" / "parts"
+    while not (parts.is_dir() and len(list(parts.glob("*.json"))) >= 2):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate()
+    assert process.returncode == 75, said
+    assert b"Traceback" not in said
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
+    assert kept
+    assert run(command).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(rewritten_texts(tmp_path / "out")) == 20000
