@@ -11,6 +11,7 @@ from megatron_native.commands.stage_arguments import add_reading, reading_of
 if TYPE_CHECKING:
     from megatron_native.alignment.backends.budget import Budget
     from megatron_native.alignment.backends.choice import BackendChoice
+    from megatron_native.alignment.rewriting.cost import Prices
     from megatron_native.alignment.rewriting.settings import RewriteSettings
 
 SUMMARY = "Rewrite documents by a code of conduct: rules, a first look, a worker on any engine, gates, a record of all."
@@ -130,10 +131,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--output FOLDER says where the rewritten documents go.")
     settings, choice = _settings(arguments)
     if arguments.estimate:
-        from megatron_native.alignment.rewriting.estimate import Prices, estimate, print_estimate
+        from megatron_native.alignment.rewriting.estimate import estimate, print_estimate
 
-        prices = Prices(arguments.price_hour, arguments.price_input, arguments.price_output)
-        return print_estimate(estimate(arguments.input, settings, choice, arguments.sample, prices), arguments.json)
+        result = estimate(arguments.input, settings, choice, arguments.sample, _prices(arguments))
+        return print_estimate(result, arguments.json)
     return _rewrite(arguments, settings, choice)
 
 
@@ -157,7 +158,7 @@ def _rewrite(arguments: argparse.Namespace, settings: RewriteSettings, choice: B
     except Stopped:
         print(f"rewrite: {arguments.output} is unfinished; run the same command again to go on.")
         return EXIT_REQUEUE
-    code = print_rewriting(result, arguments.json)
+    code = print_rewriting(result, arguments.json, _prices(arguments))
     if code == 0 and arguments.export is not None:
         return _export(arguments)
     return code
@@ -207,6 +208,12 @@ def _check_used(arguments: argparse.Namespace, engine: str) -> None:
             f"{', '.join(unused)}: --engine {engine} makes no use of that; name the engine that shall (--engine vllm, "
             "openai or transformers), or leave it out."
         )
+
+
+def _prices(arguments: argparse.Namespace) -> Prices:
+    from megatron_native.alignment.rewriting.cost import Prices
+
+    return Prices(arguments.price_hour, arguments.price_input, arguments.price_output)
 
 
 def _budget(arguments: argparse.Namespace) -> Budget:

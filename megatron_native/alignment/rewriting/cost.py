@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from megatron_native.alignment.rewriting.chunks import ACCEPTED, STATES
+from megatron_native.alignment.rewriting.chunks import ACCEPTED, QUARANTINED, REFUSED, REWRITTEN, STATES, UNCHANGED
+
+_MANY, _FEW = 0.05, 0.5
+"""Shares of answers from which, and under which, a warning is given."""
 
 
 def figures_of(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -39,7 +43,43 @@ def figures_of(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows_of(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
+@dataclass(frozen=True)
+class Prices:
+    """What is paid, in any currency; 0 where nothing is.
+
+    Attributes:
+        hour: an accelerator for an hour.
+        prompt, written: a million tokens.
+    """
+
+    hour: float = 0.0
+    prompt: float = 0.0
+    written: float = 0.0
+
+    def of(self, hours: float, prompt: float, written: float) -> float:
+        """The price of so many accelerator-hours and tokens."""
+        return hours * self.hour + (prompt * self.prompt + written * self.written) / 1e6
+
+
+def warnings_of(figures: Mapping[str, Any]) -> list[str]:
+    """What is no error and yet seldom meant: many answers cut off, or hardly one accepted."""
+    asked = sum(figures["passages"][state] for state in (REWRITTEN, UNCHANGED, REFUSED, QUARANTINED))
+    warnings = []
+    if (cut := figures["refused_by"].get("cut off", 0)) > _MANY * asked:
+        warnings.append(
+            f"{cut:,} of {asked:,} answers reached their limit of tokens and were refused: raise --answer-ratio, or give "
+            "--worker, so that the limit follows the worker's own tokenizer."
+        )
+    accepted = figures["passages"][REWRITTEN] + figures["passages"][UNCHANGED]
+    if asked and accepted < _FEW * asked:
+        warnings.append(
+            f"only {accepted:,} of {asked:,} answers were accepted; the reasons are in the table and in _decisions/. Is this "
+            "model trained to rewrite?"
+        )
+    return warnings
+
+
+def rows_of(figures: Mapping[str, Any], prices: Prices | None = None) -> list[tuple[str, str]]:
     """The figures as rows of a table."""
     total = sum(figures["passages"].values())
     all_tokens = sum(figures["tokens"].values())
@@ -60,4 +100,7 @@ def rows_of(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         merit = figures["accelerator_hours_per_billion_accepted_tokens"]
         if merit is not None:
             rows.append(("accelerator-hours per billion accepted tokens", f"{merit:,.1f}"))
+    cost = (prices or Prices()).of(figures["accelerator_hours"], engine.get("prompt", 0), engine.get("output", 0))
+    if cost:
+        rows.append(("cost of all answers that came", f"{cost:,.4g}"))
     return rows

@@ -20,6 +20,7 @@ from megatron_native.alignment.backends.backend import BackendDownError, Request
 from megatron_native.alignment.backends.budget import BudgetSpentError
 from megatron_native.alignment.backends.choice import BackendChoice
 from megatron_native.alignment.rewriting.chunks import ACCEPTED, CLEAN, FROZEN, QUARANTINED, WaitingPassage
+from megatron_native.alignment.rewriting.cost import Prices
 from megatron_native.alignment.rewriting.judging import outcome_of
 from megatron_native.alignment.rewriting.parts_of_conduct import checks_of
 from megatron_native.alignment.rewriting.preparing import WAITING, Tidier
@@ -32,20 +33,6 @@ from megatron_native.errors import UserError
 SAMPLED_PARTS = 16
 SAMPLED_DOCUMENTS = 2000
 _RESAMPLES = 400
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What is paid, in any currency; 0 where nothing is.
-
-    Attributes:
-        hour: an accelerator for an hour.
-        prompt, written: a million tokens.
-    """
-
-    hour: float = 0.0
-    prompt: float = 0.0
-    written: float = 0.0
 
 
 @dataclass
@@ -248,7 +235,7 @@ def _figures(
         figures["accelerator_hours"] = hours
         figures["accelerator_hours_per_billion_accepted_tokens"] = hours / accepted * 1e9 if accepted else float("inf")
     if any(asdict(prices).values()):
-        figures["cost"] = hours * prices.hour + (prompt * prices.prompt + written * prices.written) / 1e6
+        figures["cost"] = prices.of(hours, prompt, written)
     return figures
 
 

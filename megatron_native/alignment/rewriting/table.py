@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from megatron_native.alignment.rewriting.cost import rows_of
+from megatron_native.alignment.rewriting.cost import Prices, rows_of, warnings_of
 from megatron_native.corpus.account_table import print_account
 from megatron_native.corpus.stage import StageResult
 
 
-def print_rewriting(result: StageResult, as_json: bool) -> int:
+def print_rewriting(result: StageResult, as_json: bool, prices: Prices | None = None) -> int:
     """Print the account and the figures of a rewrite stage; the exit code as `print_account` gives it."""
+    figures = result.manifest.get("rewriting", {})
+    for warning in warnings_of(figures) if "passages" in figures else []:
+        print(f"WARNING: {warning}", file=sys.stderr)
     code = print_account(result, as_json)
     if code or as_json:
         return code
-    figures = result.manifest["rewriting"]
     if "passages" in figures:
-        print_rows(rows_of(figures))
+        print_rows(rows_of(figures, prices))
         return code
     rows = [(f"documents {state}", f"{count:,}") for state, count in figures["documents"].items() if count]
     rows += [(f"  refused by {gate}", f"{count:,}") for gate, count in figures["refused_by"].items()]
