@@ -58,9 +58,14 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def kill_again_and_again(
-    words: list[str], output: Path, seconds: float, seed: str, check: Callable[[int], None]
+    words: list[str],
+    output: Path,
+    seconds: float,
+    seed: str,
+    check: Callable[[int], None],
+    moments_of: tuple[float, float] = (0.15, 0.9),
 ) -> list[float]:
-    """Run `words` again and again, killing `KILLS` of the runs; the moments of the kills.
+    """Run `words` again and again, killing `KILLS` of the runs at `moments_of` an undisturbed run's time; the moments.
 
     Whenever a rewriting is finished, `check(kills it had)` looks at it; then it is begun anew, so that there is something
     to kill.
@@ -72,7 +77,7 @@ def kill_again_and_again(
         process = subprocess.Popen(
             words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        moment = generator.uniform(0.5, 1.0 + 2.0 * seconds / max(3, KILLS))
+        moment = generator.uniform(*moments_of) * seconds
         try:
             _, said = process.communicate(timeout=moment if len(moments) < KILLS else None)
             assert process.returncode == 0, said
@@ -134,7 +139,9 @@ def test_transformers_one_at_a_time_give_the_same_bytes(tmp_path: Path) -> None:
     def check(kills: int) -> None:
         assert files(killed) == files(tmp_path / "whole")
 
-    moments = kill_again_and_again(command(tmp_path, killed, *options), killed, seconds, "transformers", check)
+    moments = kill_again_and_again(
+        command(tmp_path, killed, *options), killed, seconds, "transformers", check, (0.4, 1.0)
+    )
     keep("transformers, batch 1", moments, seconds, len(passages), "the same bytes")
 
 
