@@ -167,7 +167,8 @@ def _rewrite(arguments: argparse.Namespace, settings: RewriteSettings, choice: B
 def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendChoice | None]:
     from megatron_native.alignment.backends.backend import Sampling
     from megatron_native.alignment.backends.choice import BackendChoice, endpoints_of, options_of
-    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings, read_overrides
+    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings
+    from megatron_native.config.yaml_mapping import read_mapping
 
     engine = arguments.backend if arguments.engine == "ray" else arguments.engine
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
@@ -179,8 +180,10 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
         )  # fmt: skip
     _check_used(arguments, engine)
     over: dict[str, Any] = {}
-    for name in ("rules", "first_look", "gates"):
-        over[name] = None if getattr(arguments, f"no_{name}") else read_overrides(getattr(arguments, name))
+    for name, example in (("rules", "residue: false"), ("first_look", "threshold: 0.2"), ("gates", "numbers: {most_new: 0}")):
+        given: Path | None = getattr(arguments, name)
+        read = {} if given is None else read_mapping(given, example, f"--{name.replace('_', '-')}")
+        over[name] = None if getattr(arguments, f"no_{name}") else read
     settings = RewriteSettings(
         engine=engine, worker=choice.identity() if choice else {}, conduct=arguments.conduct, form=arguments.form,
         language=arguments.language, examples=arguments.examples, passage_tokens=arguments.passage_tokens,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from megatron_native.alignment.backends.backend import Sampling
@@ -126,24 +125,3 @@ class RewriteSettings:
             "sampling": self.sampling.as_parameters(), "first_look": look and look.parameters, "tries": self.tries,
             "chunk_passages": self.chunk_passages,
         }  # fmt: skip
-
-
-def read_overrides(path: Path | None) -> dict[str, Any]:
-    """The mapping in a YAML file; empty where there is no file.
-
-    Raises:
-        UserError: the file can't be read, or holds something else.
-    """
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{path}: settings by name belong here ('name: value'), not {type(values).__name__}.")
-    return values or {}
