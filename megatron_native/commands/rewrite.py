@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from megatron_native.commands.server_arguments import (
+    add_budget,
+    add_prompt,
+    add_rules_and_gates,
+    add_server,
+    budget_of,
+    overrides_of,
+)
 from megatron_native.commands.stage_arguments import add_reading, reading_of
 
 if TYPE_CHECKING:
-    from megatron_native.alignment.backends.budget import Budget
     from megatron_native.alignment.backends.choice import BackendChoice
     from megatron_native.alignment.rewriting.cost import Prices
     from megatron_native.alignment.rewriting.settings import RewriteSettings
@@ -43,42 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     worker.add_argument(
         "--worker", type=Path, metavar="FOLDER", help="Hugging Face folder of the worker (for openai: optional)"
     )
-    worker.add_argument(
-        "--endpoint", nargs="+", default=[], metavar="URL",
-        help="servers for openai; @FILE or @FOLDER reads them from there, a URL a line",
+    add_server(
+        worker, "worker",
+        "settings of the engine, such as max_num_seqs=512 speculation=4 (docs/backends.md, docs/vllm.md)",
     )  # fmt: skip
-    worker.add_argument("--model", default="", metavar="NAME", help="the worker's name at the servers")
-    worker.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 is greedy (0)")
-    worker.add_argument("--top-p", type=float, default=1.0, metavar="X", help="share of probability sampled from (1)")
-    worker.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
-    worker.add_argument(
-        "--option", nargs="+", default=[], metavar="KEY=VALUE",
-        help="settings of the engine, such as max_num_seqs=512 speculation=4 (docs/backends.md, docs/vllm.md)",
-    )  # fmt: skip
-    budget = parser.add_argument_group("what servers may cost (openai)")
-    budget.add_argument("--max-tokens", type=int, metavar="N", help="stop before more tokens are used (no limit)")
-    budget.add_argument("--max-cost", type=float, metavar="X", help="stop before more is spent (no limit)")
-    budget.add_argument("--price-input", type=float, default=0.0, metavar="X", help="of a million prompt tokens")
-    budget.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million written tokens")
-    prompt = parser.add_argument_group("what it is asked")
-    prompt.add_argument("--conduct", default="general", metavar="NAME|FILE", help="code of conduct (general)")
+    add_budget(parser, "what servers may cost (openai)")
+    prompt = add_prompt(parser, answer_ratio=1.5)
     prompt.add_argument(
         "--form", default="full", choices=("full", "edits"), help="the passage again, or spans to replace (full)"
     )
-    prompt.add_argument("--language", default="ar", choices=("ar", "en"), help="of the prompt's own words (ar)")
-    prompt.add_argument("--examples", type=int, default=0, metavar="N", help="examples of the code in the prompt (0)")
-    prompt.add_argument("--passage-tokens", type=int, default=256, metavar="N", help="LLaMA-3 tokens a passage (256)")
-    prompt.add_argument("--context-tokens", type=int, default=64, metavar="N", help="of the text around it (64)")
-    prompt.add_argument(
-        "--answer-ratio", type=float, default=1.5, metavar="X", help="tokens of an answer per token of passage (1.5)"
-    )
     checks = parser.add_argument_group("what runs around the worker")
-    checks.add_argument("--rules", type=Path, metavar="FILE", help="YAML over the rules' settings")
-    checks.add_argument("--no-rules", action="store_true", help="no rules before the worker")
+    add_rules_and_gates(checks, "worker")
     checks.add_argument("--first-look", type=Path, metavar="FILE", help="YAML over the first look's settings")
     checks.add_argument("--no-first-look", action="store_true", help="every passage goes to the worker")
-    checks.add_argument("--gates", type=Path, metavar="FILE", help="YAML over the gates' thresholds")
-    checks.add_argument("--no-gates", action="store_true", help="check nothing (for measuring, not for a corpus)")
     checks.add_argument("--tries", type=int, default=3, metavar="N", help="before a passage is quarantined (3)")
     checks.add_argument("--chunk-passages", type=int, default=64, metavar="N", help="passages leased at once (64)")
     parser.add_argument(
@@ -167,7 +151,7 @@ def _rewrite(arguments: argparse.Namespace, settings: RewriteSettings, choice: B
 def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendChoice | None]:
     from megatron_native.alignment.backends.backend import Sampling
     from megatron_native.alignment.backends.choice import BackendChoice, endpoints_of, options_of
-    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings, read_overrides
+    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings
 
     engine = arguments.backend if arguments.engine == "ray" else arguments.engine
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
@@ -175,12 +159,10 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
     if engine in ENGINES and engine != "rules":
         choice = BackendChoice(
             engine, arguments.worker, arguments.model, endpoints_of(arguments.endpoint), sampling,
-            options_of(arguments.option), _budget(arguments) if engine == "openai" else None,
+            options_of(arguments.option), budget_of(arguments) if engine == "openai" else None,
         )  # fmt: skip
     _check_used(arguments, engine)
-    over: dict[str, Any] = {}
-    for name in ("rules", "first_look", "gates"):
-        over[name] = None if getattr(arguments, f"no_{name}") else read_overrides(getattr(arguments, name))
+    over = overrides_of(arguments, "rules", "first_look", "gates")
     settings = RewriteSettings(
         engine=engine, worker=choice.identity() if choice else {}, conduct=arguments.conduct, form=arguments.form,
         language=arguments.language, examples=arguments.examples, passage_tokens=arguments.passage_tokens,
@@ -214,12 +196,6 @@ def _prices(arguments: argparse.Namespace) -> Prices:
     from megatron_native.alignment.rewriting.cost import Prices
 
     return Prices(arguments.price_hour, arguments.price_input, arguments.price_output)
-
-
-def _budget(arguments: argparse.Namespace) -> Budget:
-    from megatron_native.alignment.backends.budget import Budget
-
-    return Budget(arguments.max_tokens, arguments.max_cost, arguments.price_input, arguments.price_output)
 
 
 def _gpus() -> int:
