@@ -8,8 +8,9 @@ with words that say so: either is another request, which the journal does not an
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import msgspec
 
 from megatron_native.alignment.backends.answer_journal import AnswerJournal, PaidAnswer, request_hash
 from megatron_native.alignment.backends.backend import Answer, BackendDownError, Request
-from megatron_native.alignment.backends.budget import Budget, BudgetSpentError, Spending
+from megatron_native.alignment.backends.budget import Budget, BudgetSpentError
 from megatron_native.alignment.backends.openai_server import OpenAIBackend
 from megatron_native.alignment.backends.server_settings import ServerSettings
 from megatron_native.alignment.seeds.answers import RESPONSE_FORMAT, is_structured, messages_for, passage_in
@@ -140,8 +141,6 @@ class Asking:
         self._asked = [_Asked() for _ in chosen]
         self._again: deque[int] = deque()
         self.structured = False
-        self.spending = Spending()
-        self.reported: Counter[tuple[str, str]] = Counter()
 
     def ask(self, journal: AnswerJournal) -> bool:
         """Ask every passage; whether all are through (False: `stopping` asked to leave).
@@ -192,8 +191,17 @@ class Asking:
         through = sum(one.over for one in self._asked)
         return f"{through:,} of {len(self._asked):,} passages are answered, and kept."
 
-    def _backend(self, journal: AnswerJournal, structured: bool) -> _Running:
-        return _Running(self, journal, structured)
+    @contextmanager
+    def _backend(self, journal: AnswerJournal, structured: bool) -> Iterator[OpenAIBackend]:
+        settings, expert = self._settings, self._expert
+        backend = OpenAIBackend(
+            expert.endpoints, settings.model, settings.asking.sampling, expert.settings(structured),
+            budget=expert.budget, journal=journal,
+        )  # fmt: skip
+        try:
+            yield backend
+        finally:
+            backend.close()
 
     def _requests(self) -> Iterator[Request]:
         for place in range(len(self._chosen)):
@@ -288,26 +296,6 @@ class Asking:
             if answer.finish == "stop":
                 return is_structured(answer.text)
         return False
-
-
-class _Running:
-    """A backend while it is in use; what it spent and met is noted when it is closed."""
-
-    def __init__(self, asking: Asking, journal: AnswerJournal, structured: bool) -> None:
-        settings, expert = asking._settings, asking._expert
-        self._asking = asking
-        self._backend = OpenAIBackend(
-            expert.endpoints, settings.model, settings.asking.sampling, expert.settings(structured),
-            budget=expert.budget, journal=journal,
-        )  # fmt: skip
-
-    def __enter__(self) -> OpenAIBackend:
-        return self._backend
-
-    def __exit__(self, *_: object) -> None:
-        self._asking.spending = self._backend.spending
-        self._asking.reported.update(self._backend.reported)
-        self._backend.close()
 
 
 def _is_hopeless(error: str) -> bool:

@@ -65,9 +65,9 @@ def dry_run(inputs: Sequence[str], settings: AnnotateSettings, budget: Budget) -
         answer += passage.tokens
         limit += asking.answer_tokens(passage.tokens)
     share = requests / len(found)
-    expected: dict[str, float] = {"prompt_tokens": round(share * prompt), "output_tokens": round(share * answer)}
+    expected: dict[str, Any] = {"prompt_tokens": round(share * prompt), "output_tokens": round(share * answer)}
     repeated = sum(1 << attempt for attempt in range(settings.tries))
-    at_most: dict[str, float] = {
+    at_most: dict[str, Any] = {
         "prompt_tokens": round(share * prompt * settings.tries), "output_tokens": round(share * limit * repeated),
     }  # fmt: skip
     result: dict[str, Any] = {

@@ -172,16 +172,21 @@ def _ask(folder: Path, settings: AnnotateSettings, expert: Expert) -> dict[str, 
         if not asking.ask(journal):
             raise Stopped
         parts = -(-len(sample) // PASSAGES_A_PART)
-        found = asking.answered(journal)
+        found, served = asking.answered(journal), Counter[tuple[str, ...]]()
         for number in range(parts):
             with ShardWriter(answered_path(folder, f"part-{number:05d}")) as writer:
                 for _ in range(min(PASSAGES_A_PART, len(sample) - number * PASSAGES_A_PART)):
-                    writer.write(next(found))
+                    answered = next(found)
+                    writer.write(answered)
+                    served[tuple(answered.served)] += answered.paid
         usage = asking.usage(journal) if expert.journal else journal.costs(settings.model)
     asked = {
         "parts": parts, "structured": asking.structured, "asked": asking.tries,
         "usage": dict(zip(("prompt", "cached", "output", "assumed_prompt", "assumed_output"), usage, strict=True)),
-        "reported": [[model, fingerprint, count] for (model, fingerprint), count in asking.reported.most_common()],
+        "served_by": [
+            {"model": model, "system_fingerprint": fingerprint, "passages": count}
+            for (model, fingerprint), count in sorted(served.items()) if count
+        ],
     }  # fmt: skip
     write_json(place, asked)
     return asked
