@@ -5,16 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from megatron_native.commands.server_arguments import (
-    add_budget,
-    add_prompt,
-    add_rules_and_gates,
-    add_server,
-    budget_of,
-    overrides_of,
-)
+from megatron_native.commands.server_arguments import add_budget, add_judge, add_server, budget_of, with_judge
 from megatron_native.commands.stage_arguments import add_reading, reading_of
 
 if TYPE_CHECKING:
@@ -86,8 +79,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep paid answers here, for later runs too (default: in OUTPUT until it is done)",
     )  # fmt: skip
     add_budget(parser, "what it may cost")
-    add_prompt(parser, answer_ratio=2.0)
-    add_rules_and_gates(parser.add_argument_group("what runs around it"), "expert")
+    prompt = parser.add_argument_group("what it is asked")
+    prompt.add_argument("--conduct", default="general", metavar="NAME|FILE", help="code of conduct (general)")
+    prompt.add_argument("--language", default="ar", choices=("ar", "en"), help="of the prompt's own words (ar)")
+    prompt.add_argument("--examples", type=int, default=0, metavar="N", help="examples of the code in the prompt (0)")
+    prompt.add_argument("--passage-tokens", type=int, default=256, metavar="N", help="LLaMA-3 tokens a passage (256)")
+    prompt.add_argument("--context-tokens", type=int, default=64, metavar="N", help="of the text around it (64)")
+    prompt.add_argument(
+        "--answer-ratio", type=float, default=2.0, metavar="X", help="tokens of an answer per token of passage (2)"
+    )
+    checks = parser.add_argument_group("what runs around it")
+    checks.add_argument("--rules", type=Path, metavar="FILE", help="YAML over the rules' settings")
+    checks.add_argument("--no-rules", action="store_true", help="no rules before the expert")
+    checks.add_argument("--gates", type=Path, metavar="FILE", help="YAML over the gates' thresholds")
+    checks.add_argument("--no-gates", action="store_true", help="check nothing (for measuring, not for seeds)")
+    add_judge(checks)
     result = parser.add_argument_group("before and after")
     result.add_argument("--dry-run", action="store_true", help="requests, tokens and money; asks and writes nothing")
     result.add_argument("--export", type=Path, metavar="FILE.json", help="the pairs of OUTPUT as one JSON array")
@@ -143,17 +149,25 @@ def _settings(arguments: argparse.Namespace) -> AnnotateSettings:
     from megatron_native.alignment.rewriting.settings import RewriteSettings
     from megatron_native.alignment.seeds.settings import AnnotateSettings
 
+    rules = None if arguments.no_rules else _overrides(arguments.rules, "residue: false", "--rules")
+    gates = None if arguments.no_gates else _overrides(arguments.gates, "numbers: {most_new: 0}", "--gates")
     asking = RewriteSettings(
         engine="openai", conduct=arguments.conduct, language=arguments.language, examples=arguments.examples,
         passage_tokens=arguments.passage_tokens, context_tokens=arguments.context_tokens,
         answer_ratio=arguments.answer_ratio, first_look=None, part_bytes=arguments.part_bytes,
         sampling=Sampling(arguments.temperature, arguments.top_p, arguments.sampling_seed),
-        reading=reading_of(arguments), **overrides_of(arguments, "rules", "gates"),
+        reading=reading_of(arguments), rules=rules, gates=with_judge(gates, arguments),
     )  # fmt: skip
     extra = options_of(arguments.option).get("extra") or {}
     return AnnotateSettings(
         _selection(arguments), asking, arguments.model, extra, arguments.structured, arguments.tries
     )
+
+
+def _overrides(file: Path | None, example: str, option: str) -> dict[str, Any]:
+    from megatron_native.config.yaml_mapping import read_mapping
+
+    return {} if file is None else read_mapping(file, example, option)
 
 
 def _selection(arguments: argparse.Namespace) -> SelectionSettings:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from megatron_native.commands.server_arguments import (
-    add_budget,
-    add_prompt,
-    add_rules_and_gates,
-    add_server,
-    budget_of,
-    overrides_of,
-)
+from megatron_native.commands.server_arguments import add_budget, add_judge, add_server, budget_of, with_judge
 from megatron_native.commands.stage_arguments import add_reading, reading_of
 
 if TYPE_CHECKING:
@@ -55,14 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "settings of the engine, such as max_num_seqs=512 speculation=4 (docs/backends.md, docs/vllm.md)",
     )  # fmt: skip
     add_budget(parser, "what servers may cost (openai)")
-    prompt = add_prompt(parser, answer_ratio=1.5)
+    prompt = parser.add_argument_group("what it is asked")
+    prompt.add_argument("--conduct", default="general", metavar="NAME|FILE", help="code of conduct (general)")
     prompt.add_argument(
         "--form", default="full", choices=("full", "edits"), help="the passage again, or spans to replace (full)"
     )
+    prompt.add_argument("--language", default="ar", choices=("ar", "en"), help="of the prompt's own words (ar)")
+    prompt.add_argument("--examples", type=int, default=0, metavar="N", help="examples of the code in the prompt (0)")
+    prompt.add_argument("--passage-tokens", type=int, default=256, metavar="N", help="LLaMA-3 tokens a passage (256)")
+    prompt.add_argument("--context-tokens", type=int, default=64, metavar="N", help="of the text around it (64)")
+    prompt.add_argument(
+        "--answer-ratio", type=float, default=1.5, metavar="X", help="tokens of an answer per token of passage (1.5)"
+    )
     checks = parser.add_argument_group("what runs around the worker")
-    add_rules_and_gates(checks, "worker")
+    checks.add_argument("--rules", type=Path, metavar="FILE", help="YAML over the rules' settings")
+    checks.add_argument("--no-rules", action="store_true", help="no rules before the worker")
     checks.add_argument("--first-look", type=Path, metavar="FILE", help="YAML over the first look's settings")
     checks.add_argument("--no-first-look", action="store_true", help="every passage goes to the worker")
+    checks.add_argument("--gates", type=Path, metavar="FILE", help="YAML over the gates' thresholds")
+    checks.add_argument("--no-gates", action="store_true", help="check nothing (for measuring, not for a corpus)")
+    add_judge(checks)
     checks.add_argument("--tries", type=int, default=3, metavar="N", help="before a passage is quarantined (3)")
     checks.add_argument("--chunk-passages", type=int, default=64, metavar="N", help="passages leased at once (64)")
     parser.add_argument(
@@ -114,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None and not arguments.estimate:
         raise UserError("--output FOLDER says where the rewritten documents go.")
     settings, choice = _settings(arguments)
+    settings = replace(settings, gates=with_judge(settings.gates, arguments))
     if arguments.estimate:
         from megatron_native.alignment.rewriting.estimate import estimate, print_estimate
 
@@ -151,7 +158,7 @@ def _rewrite(arguments: argparse.Namespace, settings: RewriteSettings, choice: B
 def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendChoice | None]:
     from megatron_native.alignment.backends.backend import Sampling
     from megatron_native.alignment.backends.choice import BackendChoice, endpoints_of, options_of
-    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings
+    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings, read_overrides
 
     engine = arguments.backend if arguments.engine == "ray" else arguments.engine
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
@@ -162,7 +169,9 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
             options_of(arguments.option), budget_of(arguments) if engine == "openai" else None,
         )  # fmt: skip
     _check_used(arguments, engine)
-    over = overrides_of(arguments, "rules", "first_look", "gates")
+    over: dict[str, Any] = {}
+    for name in ("rules", "first_look", "gates"):
+        over[name] = None if getattr(arguments, f"no_{name}") else read_overrides(getattr(arguments, name))
     settings = RewriteSettings(
         engine=engine, worker=choice.identity() if choice else {}, conduct=arguments.conduct, form=arguments.form,
         language=arguments.language, examples=arguments.examples, passage_tokens=arguments.passage_tokens,

@@ -1,9 +1,9 @@
-"""Options that commands which ask a language model share: where it is, what it may cost, what it is asked, what checks it."""
+"""Options that commands which ask a language model share: where it is, what it may cost, who judges what it writes."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,27 +39,10 @@ def add_budget(parser: argparse.ArgumentParser, title: str) -> None:
     budget.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million written tokens")
 
 
-def add_prompt(parser: argparse.ArgumentParser, answer_ratio: float) -> Any:
-    """`--conduct` and what else decides a prompt; the group."""
-    prompt = parser.add_argument_group("what it is asked")
-    prompt.add_argument("--conduct", default="general", metavar="NAME|FILE", help="code of conduct (general)")
-    prompt.add_argument("--language", default="ar", choices=("ar", "en"), help="of the prompt's own words (ar)")
-    prompt.add_argument("--examples", type=int, default=0, metavar="N", help="examples of the code in the prompt (0)")
-    prompt.add_argument("--passage-tokens", type=int, default=256, metavar="N", help="LLaMA-3 tokens a passage (256)")
-    prompt.add_argument("--context-tokens", type=int, default=64, metavar="N", help="of the text around it (64)")
-    prompt.add_argument(
-        "--answer-ratio", type=float, default=answer_ratio, metavar="X",
-        help=f"tokens of an answer per token of passage ({answer_ratio:g})",
-    )  # fmt: skip
-    return prompt
-
-
-def add_rules_and_gates(group: Any, who: str) -> None:
-    """`--rules`, `--gates` and how to do without them."""
-    group.add_argument("--rules", type=Path, metavar="FILE", help="YAML over the rules' settings")
-    group.add_argument("--no-rules", action="store_true", help=f"no rules before the {who}")
-    group.add_argument("--gates", type=Path, metavar="FILE", help="YAML over the gates' thresholds")
-    group.add_argument("--no-gates", action="store_true", help="check nothing (for measuring, not for a corpus)")
+def add_judge(group: Any) -> None:
+    """`--judge-endpoint` and `--judge-model`: the gate that asks a model."""
+    group.add_argument("--judge-endpoint", metavar="URL", help="server of a model that judges every pair (gate judge)")
+    group.add_argument("--judge-model", metavar="NAME", help="its name there")
 
 
 def budget_of(arguments: argparse.Namespace) -> Budget:
@@ -69,10 +52,36 @@ def budget_of(arguments: argparse.Namespace) -> Budget:
     return Budget(arguments.max_tokens, arguments.max_cost, arguments.price_input, arguments.price_output)
 
 
-def overrides_of(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Of `--NAME FILE` and `--no-NAME`: the mapping in the file, or None where it is switched off, by name."""
-    from megatron_native.alignment.rewriting.settings import read_overrides
+def judge_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of gates that the judge's options ask for; none where they are not given.
 
-    return {
-        name: None if getattr(arguments, f"no_{name}") else read_overrides(getattr(arguments, name)) for name in names
-    }
+    Raises:
+        UserError: half of it is missing, or the URL is none.
+    """
+    from megatron_native.alignment.backends.server_settings import checked_endpoints
+    from megatron_native.errors import UserError
+
+    endpoint, model = arguments.judge_endpoint, arguments.judge_model
+    if endpoint is None and model is None:
+        return {}
+    if not endpoint or not model:
+        raise UserError("--judge-endpoint URL and --judge-model NAME belong together; give both.")
+    (checked,) = checked_endpoints([endpoint])
+    return {"judge": {"enabled": True, "endpoint": checked, "model": model}}
+
+
+def with_judge(gates: Mapping[str, Any] | None, arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Overrides of the gates (None: no gates) with what the judge's options say over them.
+
+    Raises:
+        UserError: there are no gates to which the judge could belong; as `judge_of`.
+    """
+    from megatron_native.errors import UserError
+
+    judge = judge_of(arguments)
+    if not judge:
+        return gates
+    if gates is None:
+        raise UserError("--judge-endpoint with --no-gates: the judge is one of the gates; leave one of them out.")
+    own = gates.get("judge")
+    return {**gates, "judge": {**(own if isinstance(own, dict) else {}), **judge["judge"]}}
