@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "clean": ("clean", "raw dumps → normalised, filtered documents, with an account of every line"),
     "dedup": ("dedup", "documents → documents with exact and near copies out"),
     "rewrite": ("rewrite", "documents → documents rewritten by a code of conduct, every rewrite checked"),
+    "annotate": ("annotate", "documents → seed pairs: passages of a sample, rewritten by an expert, checked"),
     "tokenize": ("tokenize", "documents → Megatron .bin/.idx (also tools/preprocess_data.py)"),
     "merge": ("merge", "many Megatron .bin/.idx → one (also tools/merge_datasets.py)"),
     "inspect": ("inspect", "what is in a .bin/.idx: counts, lengths, ids, documents as text"),
