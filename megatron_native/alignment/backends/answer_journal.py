@@ -128,7 +128,8 @@ class AnswerJournal:
                 raw = file.read(elsewhere[2])
         else:
             return None
-        return PaidAnswer(**orjson.loads(raw)["answer"])
+        fields = orjson.loads(raw)["answer"]
+        return PaidAnswer(**fields | {"served": tuple(fields.get("served", ("", "")))})
 
     def costs(self, model: str) -> tuple[int, int, int, int, int]:
         """A model's tokens, of all runs: prompt, cached and output as counted; prompt and output as assumed."""

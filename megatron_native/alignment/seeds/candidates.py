@@ -144,8 +144,8 @@ def gather(
         limit: see above.
 
     Returns:
-        `account` of the part's documents, `outputs` (its quarantine), `eligible` passages by stratum (equal texts
-        counted as often as they stand there), and `passed_over` passages by reason.
+        `account` of the part's documents, `outputs` (its quarantine), `candidates` that were kept, `eligible`
+        passages by stratum (equal texts counted as often as they stand there), and `passed_over` passages by reason.
     """
     account, keeper = Account(), Keeper(limit)
     eligible, passed_over = Counter[str](), Counter[str]()
@@ -164,7 +164,7 @@ def gather(
             candidates.write(candidate)
     return {
         "name": part.name, "account": account.as_counts(), "outputs": written(output, [quarantine]),
-        "eligible": dict(eligible), "passed_over": dict(passed_over),
+        "candidates": candidates.records, "eligible": dict(eligible), "passed_over": dict(passed_over),
     }  # fmt: skip
 
 
@@ -196,11 +196,9 @@ def candidates_path(folder: Path, name: str) -> Path:
 
 
 def read_lines(path: Path, kind: Any) -> Iterator[Any]:
-    """The records of a file that a `ShardWriter` wrote; none where it has none."""
+    """The records of a file that a `ShardWriter` wrote; one that has none is never made."""
     import zstandard
 
-    if not path.exists():
-        return
     decoder = msgspec.json.Decoder(kind)
     with open(path, "rb") as file:
         reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,9 @@ def choose(
     given = _filled(wanted, {stratum: len(keys) for stratum, keys in of_stratum.items()}, selection)
     chosen = {key for stratum, keys in of_stratum.items() for key in keys[: given[stratum]]}
     found: dict[str, Candidate] = {}
-    for part in gathered:
-        for candidate in read_lines(candidates_path(folder, part["name"]), Candidate):
-            if candidate.key in chosen and first[candidate.key][1] == candidate.place:
-                found[candidate.key] = candidate
+    for candidate in _candidates(folder, gathered):
+        if candidate.key in chosen and first[candidate.key][1] == candidate.place:
+            found[candidate.key] = candidate
     figures = {
         stratum: {"eligible": eligible[stratum], "quota": wanted[stratum], "chosen": given[stratum]}
         for stratum in sorted(eligible)
@@ -129,12 +128,17 @@ def _first_of_equals(
 ) -> dict[str, tuple[str, tuple[str, int, str, int]]]:
     """Key → stratum, and place of the candidate that stands for all of equal texts."""
     first: dict[str, tuple[str, tuple[str, int, str, int]]] = {}
-    for part in gathered:
-        for candidate in read_lines(candidates_path(folder, part["name"]), Candidate):
-            there = first.get(candidate.key)
-            if there is None or candidate.place < there[1]:
-                first[candidate.key] = candidate.stratum, candidate.place
+    for candidate in _candidates(folder, gathered):
+        there = first.get(candidate.key)
+        if there is None or candidate.place < there[1]:
+            first[candidate.key] = candidate.stratum, candidate.place
     return first
+
+
+def _candidates(folder: Path, gathered: Iterable[Mapping[str, Any]]) -> Iterator[Candidate]:
+    for part in gathered:
+        if part["candidates"]:
+            yield from read_lines(candidates_path(folder, part["name"]), Candidate)
 
 
 def extremes(candidates: Sequence[Candidate], selection: SelectionSettings, folder: Path) -> list[Chosen]:

@@ -21,12 +21,14 @@ from megatron_native.errors import UserError
 
 LOOKED_AT_BYTES = 1 << 20
 MOST_PARTS = 8
+MOST_DOCUMENTS = 2000
+_WHOLE = 1 - 1e-9
 TOKENS_A_MESSAGE = 4
 """Of a chat template, about."""
 
 
 def dry_run(inputs: Sequence[str], settings: AnnotateSettings, budget: Budget) -> dict[str, Any]:
-    """Requests, tokens and money, from a look at the passages of up to 8 random MiB of the input.
+    """Requests, tokens and money, from the first 2,000 documents at most of up to 8 random MiB of the input.
 
     Tokens are those of LLaMA-3, estimated; `expected` takes an answer to be as long as its passage, `at_most` takes every
     answer to reach its limit, and every question to be asked as often as `tries` allows, each time with twice the room.
@@ -43,19 +45,30 @@ def dry_run(inputs: Sequence[str], settings: AnnotateSettings, budget: Budget) -
     looked_at = random.Random(selection.seed).sample(parts, min(MOST_PARTS, len(parts)))
     tidier, passed_over = Tidier(asking), Counter[str]()
     found: list[Candidate] = []
-    documents, size, read = 0, sum(part.bytes for part in parts), 0
+    documents, size, share = 0, sum(part.bytes for part in parts), 0.0
     for part in looked_at:
-        for record in read_part(part, asking.reading):
-            if not isinstance(record, Refusal):
-                documents += 1
-                found += passages_of(tidier, record, selection, passed_over)
-        read += part.bytes
+        read, here, whole = 0, 0, True
+
+        def on_read(count: int) -> None:
+            nonlocal read
+            read += count
+
+        for record in read_part(part, asking.reading, on_read):
+            if isinstance(record, Refusal):
+                continue
+            found += passages_of(tidier, record, selection, passed_over)
+            here += 1
+            if here >= MOST_DOCUMENTS // len(looked_at):
+                whole = False  # of a part that can't be cut, such as a member of a zip
+                break
+        documents += here
+        share += (part.bytes if whole else min(read, part.bytes)) / size if size else 0.0
     if not found:
         raise UserError(
             f"no passage of {documents:,} documents looked at may be annotated; is --text-key {asking.reading.text_key} "
             f"right, and --least-tokens {selection.least_tokens}?"
         )
-    there = len(found) if read == size else round(len(found) * size / read)
+    there = round(len(found) / min(share, 1.0)) if share else len(found)
     requests = min(selection.sample, there)
     prompt = answer = limit = 0
     for passage in found:
@@ -64,14 +77,14 @@ def dry_run(inputs: Sequence[str], settings: AnnotateSettings, budget: Budget) -
         prompt += sum(estimated_tokens(message["content"]) + TOKENS_A_MESSAGE for message in asked)
         answer += passage.tokens
         limit += asking.answer_tokens(passage.tokens)
-    share = requests / len(found)
-    expected: dict[str, Any] = {"prompt_tokens": round(share * prompt), "output_tokens": round(share * answer)}
+    scale = requests / len(found)
+    expected: dict[str, Any] = {"prompt_tokens": round(scale * prompt), "output_tokens": round(scale * answer)}
     repeated = sum(1 << attempt for attempt in range(settings.tries))
     at_most: dict[str, Any] = {
-        "prompt_tokens": round(share * prompt * settings.tries), "output_tokens": round(share * limit * repeated),
+        "prompt_tokens": round(scale * prompt * settings.tries), "output_tokens": round(scale * limit * repeated),
     }  # fmt: skip
     result: dict[str, Any] = {
-        "documents_looked_at": documents, "share_looked_at": read / size if size else 0.0, "passages_there": there,
+        "documents_looked_at": documents, "share_looked_at": share, "passages_there": there,
         "passed_over": dict(passed_over), "requests": requests, "requests_at_most": requests * settings.tries,
         "expected": expected, "at_most": at_most,
     }  # fmt: skip
@@ -91,7 +104,7 @@ def print_dry_run(result: dict[str, Any], sample: int, as_json: bool) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    about = "" if result["share_looked_at"] == 1 else "about "
+    about = "" if result["share_looked_at"] > _WHOLE else "about "
     print(
         f"dry run: nothing was asked; {result['documents_looked_at']:,} documents looked at "
         f"({100 * result['share_looked_at']:.3g} % of the input), {about}{result['passages_there']:,} passages there"

@@ -77,6 +77,9 @@ def annotate(
         names = [f"part-{number:05d}" for number in range(asked["parts"])]
         task = partial(judge_part, output=run.output, work=folder, settings=settings, structured=asked["structured"])
         results = run.do("parts", names, task, unit="parts")
+        judged = sum(result["account"]["read"] for result in results)
+        if judged != selection["figures"]["chosen"]:
+            raise RuntimeError(f"{judged} passages judged of {selection['figures']['chosen']} chosen")
         results.append(_of_documents(selection))
         spent = expert.budget.cost(*(asked["usage"][key] for key in ("prompt", "cached", "output")))
         spent += expert.budget.dearest(*(asked["usage"][key] for key in ("assumed_prompt", "assumed_output")))

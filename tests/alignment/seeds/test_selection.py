@@ -140,7 +140,7 @@ def test_every_passage_is_drawn_as_often(tmp_path: Path) -> None:
         with ShardWriter(tmp_path / "part-00000.jsonl.zst") as writer:
             for number in range(passages):
                 writer.write(candidate(number, seed=seed))
-        gathered = [{"name": "part-00000", "eligible": {"": passages}}]
+        gathered = [{"name": "part-00000", "candidates": passages, "eligible": {"": passages}}]
         drawn, _ = choose(tmp_path, gathered, SelectionSettings(sample=sample, seed=seed), WHOLE)
         assert len({one.id for one in drawn}) == sample
         counts.update(one.id for one in drawn)
@@ -225,9 +225,9 @@ def test_places_of_a_stratum_with_equal_texts_go_to_the_others(tmp_path: Path) -
 @pytest.mark.parametrize("rule", ["high-perplexity", "low-perplexity"])
 def test_extremes_are_those_of_every_candidate_scored_alone(tmp_path: Path, rule: Any) -> None:
     model = make_tiny_model(tmp_path / "model", "llama3.1")
-    settings = settings_of(rule=rule, sample=5, perplexity_model=model, candidates=30)
+    settings = settings_of(rule=rule, sample=5, perplexity_model=model, candidates=16)
     drawn, _ = chosen_from([write(tmp_path / "a.jsonl", documents_of(20))], settings)
-    assert len(drawn) == 30
+    assert len(drawn) == 16
     chosen = extremes(drawn, settings.selection, tmp_path / "scores")
     scorer = Perplexity(model, device="cpu", batch_tokens=1)
     alone = {one.id: scorer.score([one.text])[0].perplexity for one in drawn}
