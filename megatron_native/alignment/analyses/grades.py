@@ -27,7 +27,6 @@ DIMENSIONS = {
     "detail": "Level of detail",
 }
 MAX_TOKENS = 200
-_ANSWER = re.compile(r"\{[^{}]*\}", re.DOTALL)
 _NUMBER = re.compile(r"\d+(?:[.,٫]\d+)?")
 _WORDS = {
     "format": ("format", "formatting", "الشكل", "التنسيق"),
@@ -139,10 +138,10 @@ def parse_grades(answer: str) -> dict[str, int] | None:
     Taken is the last JSON object with all five; else lines such as `Format: 8/10`, in English or Arabic. `"8"`, `8.0` and
     Arabic digits are 8; a half is rounded to even.
     """
-    for raw in reversed(_ANSWER.findall(answer)):
+    for place in reversed([match.start() for match in re.finditer(r"\{", answer)]):
         try:
-            read = json.loads(raw)
-        except ValueError:
+            read, _ = json.JSONDecoder().raw_decode(answer, place)
+        except (ValueError, RecursionError):
             continue
         if isinstance(read, dict) and (grades := _of_names({str(key): value for key, value in read.items()})):
             return grades

@@ -72,10 +72,10 @@ class Sample:
         self.size, self.seed, self.seen = size, seed, 0
         self._kept: list[tuple[int, int, RewritePair]] = []
 
-    def offer(self, pair: RewritePair) -> None:
-        """Take the pair if it is among the least."""
-        rank = xxhash.xxh3_64_intdigest(f"{self.seed}\0{self.seen}\0{pair.id}")
-        entry = (-rank, -self.seen, pair)
+    def offer(self, pair: RewritePair, place: int) -> None:
+        """Take the pair if it is among the least; `place` is its own in the stream. Equal seeds choose alike."""
+        rank = xxhash.xxh3_64_intdigest(f"{self.seed}\0{place}\0{pair.id}".encode("utf-8", "surrogatepass"))
+        entry = (-rank, -place, pair)
         self.seen += 1
         if len(self._kept) < self.size:
             heapq.heappush(self._kept, entry)

@@ -143,7 +143,7 @@ class ModerationEndpoint:
     def _ask(self, texts: list[str]) -> NDArray[np.float64]:
         import openai
 
-        more = {"model": self.model} if self.model else {}
+        more: dict[str, Any] = {"model": self.model} if self.model else {}
         try:
             answer = self._client.moderations.create(input=texts, **more)
             found = [one.category_scores.model_dump(by_alias=True) for one in answer.results]
