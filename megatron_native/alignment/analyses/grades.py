@@ -17,6 +17,7 @@ import numpy as np
 from megatron_native.alignment.analyses.distributions import Interval, mean_interval
 from megatron_native.alignment.analyses.pairs import RewritePair
 from megatron_native.alignment.backends.backend import Backend, Request
+from megatron_native.alignment.backends.budget import BudgetSpentError
 from megatron_native.alignment.prompts import Messages, delimiter_token
 
 DIMENSIONS = {
@@ -76,8 +77,9 @@ class Grades:
 
     Attributes:
         judge: what graded.
-        asked: pairs; graded, unparsed (an answer without five grades), failed (no answer).
+        asked: pairs that an answer came for; graded, unparsed (an answer without five grades), failed (no answer).
         grades: one a dimension; none where nothing was graded.
+        stopped: why not all were asked (the budget), or "".
         by_pair: pair's id → its five grades in the order of `DIMENSIONS`.
     """
 
@@ -87,6 +89,7 @@ class Grades:
     unparsed: int
     failed: int
     grades: list[Grade] = field(default_factory=list)
+    stopped: str = ""
     by_pair: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -96,25 +99,30 @@ def grade_pairs(
     seed: int = 0,
     on_answer: Callable[[int], None] = lambda answers: None,
 ) -> Grades:
-    """Ask for the grades of every pair.
+    """Ask for the grades of every pair, until the budget is spent.
 
     Raises:
-        BudgetSpentError, BackendDownError: as the backend's `answers`; paid answers are in its journal.
+        BackendDownError: no server answers; paid answers are in the backend's journal.
     """
     requests = (
         Request(str(place), grading_messages(pair.origin, pair.rewritten or ""), MAX_TOKENS)
         for place, pair in enumerate(pairs)
     )
     found: dict[int, tuple[int, ...]] = {}
-    unparsed = failed = 0
-    for answer in backend.answers(requests):
-        on_answer(1)
-        if answer.text is None or answer.finish == "error":
-            failed += 1
-        elif (grades := parse_grades(answer.text)) is None:
-            unparsed += 1
-        else:
-            found[int(answer.key)] = tuple(grades[name] for name in DIMENSIONS)
+    asked = unparsed = failed = 0
+    stopped = ""
+    try:
+        for answer in backend.answers(requests):
+            asked += 1
+            on_answer(1)
+            if answer.text is None or answer.finish == "error":
+                failed += 1
+            elif (grades := parse_grades(answer.text)) is None:
+                unparsed += 1
+            else:
+                found[int(answer.key)] = tuple(grades[name] for name in DIMENSIONS)
+    except BudgetSpentError as error:
+        stopped = str(error)
     table = np.array([found[place] for place in sorted(found)], dtype=np.int64).reshape(-1, len(DIMENSIONS))
     grades_of = [
         Grade(name, mean_interval(column, seed), [int((column == value).sum()) for value in range(1, 11)])
@@ -122,7 +130,7 @@ def grade_pairs(
         if len(table)
     ]
     by_pair = {pairs[place].id: grades for place, grades in sorted(found.items())}
-    return Grades(backend.identity(), len(pairs), len(found), unparsed, failed, grades_of, by_pair)
+    return Grades(backend.identity(), asked, len(found), unparsed, failed, grades_of, stopped, by_pair)
 
 
 def grading_messages(origin: str, rewritten: str) -> Messages:

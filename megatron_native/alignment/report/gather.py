@@ -15,8 +15,9 @@ from megatron_native.alignment.analyses.lengths import LengthShift, length_shift
 from megatron_native.alignment.analyses.pairs import ACCEPTED, RewritePair, Sample, read_pairs, with_sources
 from megatron_native.alignment.analyses.toxicity import ToxicityChange, ToxicityClassifier, toxicity_change
 from megatron_native.alignment.analyses.vocabulary import VocabularyShift, vocabulary_shift
-from megatron_native.alignment.backends.backend import Backend
+from megatron_native.alignment.backends.backend import Backend, BackendDownError
 from megatron_native.alignment.gates.pairs import PairSettings
+from megatron_native.alignment.rewriting.chunks import REWRITTEN
 from megatron_native.errors import UserError
 from megatron_native.manifest import read_manifest
 from megatron_native.progress import progress
@@ -152,7 +153,7 @@ def _judged(
     pairs: list[RewritePair], settings: RewriteReportSettings, counts: GateCounts
 ) -> tuple[list[RewritePair], int]:
     """The pairs, those without a verdict judged now; their state stays, since somebody accepted them."""
-    waiting = [pair for pair in pairs if not pair.gates and pair.state in ACCEPTED]
+    waiting = [pair for pair in pairs if not pair.gates and pair.state == REWRITTEN]
     if not waiting:
         return pairs, 0
     from megatron_native.alignment.gates.judging import build_gates
@@ -210,7 +211,10 @@ def _grades(pairs: Sequence[RewritePair], models: Models, seed: int) -> Grades |
     if models.judge is None or not pairs:
         return None
     with progress("rewrite-report: grades", len(pairs), "pairs") as bar:
-        return grade_pairs(pairs, models.judge, seed, bar.advance)
+        try:
+            return grade_pairs(pairs, models.judge, seed, bar.advance)
+        except BackendDownError as error:
+            raise UserError(f"the judge: {error}; what it answered is in the journal.") from None
 
 
 def _input(name: str) -> Input:

@@ -5,11 +5,11 @@ The pairs are packed into the page and shown by its script (`embedding.py`, `scr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from megatron_native.alignment.report.embedding import embedded
 from megatron_native.alignment.report.gather import RewriteReport
-from megatron_native.alignment.report.script import SCRIPT
+from megatron_native.alignment.report.script import script
 from megatron_native.alignment.report.sections import (
     fluency_section,
     gates_section,
@@ -22,14 +22,19 @@ from megatron_native.alignment.report.sections import (
 )
 from megatron_native.alignment.report.style import STYLE as PAIR_STYLE
 from megatron_native.corpus.report.elements import Child, Html, document, isolated, note, section, share, tag, tile
+from megatron_native.corpus.report.page import short_names
 from megatron_native.corpus.report.style import STYLE
+
+
+_ALIKE = (("أ", "ا", ", "), ("ى", "ي", ", "), ("ة", "ه", ". "))
 
 
 def page(report: RewriteReport) -> str:
     """The whole HTML document."""
+    names = short_names([one.name for one in report.inputs])
     scripts = embedded(report.pairs, report.grades.by_pair if report.grades else {})
     sections = [
-        ("outcomes", "Outcomes", outcomes_section(report)),
+        ("outcomes", "Outcomes", outcomes_section(report, names)),
         ("gates", "Gates", gates_section(report)),
         ("toxicity", "Toxicity", toxicity_section(report.toxicity)),
         ("fluency", "Fluency", fluency_section(report.fluency)),
@@ -37,16 +42,16 @@ def page(report: RewriteReport) -> str:
         ("lengths", "Lengths", lengths_section(report)),
         ("words", "Vocabulary", words_section(report)),
         ("pairs", "Pairs", pairs_section(report)),
-        ("settings", "Settings", settings_section(report)),
+        ("settings", "Settings", settings_section(report, names)),
     ]
     present = [(anchor, title, content) for anchor, title, content in sections if content]
     links = [tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title, _ in present]
     return document(
         f"Rewriting report: {_headline(report)}",
         f"{STYLE}\n{PAIR_STYLE}",
-        SCRIPT,
+        script(),
         tag("a", "to the pairs", href="#pairs", class_="skip"),
-        _header(report),
+        _header(report, names),
         tag("nav", tag("ul", links), aria_label="parts of the report"),
         tag("main", [content for _, _, content in present]),
         tag("footer", "Made by ", tag("code", "megatron-native rewrite-report"), "."),
@@ -58,11 +63,11 @@ def _headline(report: RewriteReport) -> str:
     return f"{report.total:,} pairs, {report.accepted:,} accepted"
 
 
-def _header(report: RewriteReport) -> Html:
+def _header(report: RewriteReport, short: Mapping[str, str]) -> Html:
     created = max((one.created for one in report.inputs if one.created), default="")[:10]
     names: list[Child] = []
     for one in report.inputs:
-        names += [", " if names else None, isolated(one.name)]
+        names += [", " if names else None, isolated(short[one.name])]
     tiles = [
         tile(state, f"{count:,}", f"{share(count, report.total)} of the pairs", kind)
         for state, kind in (
@@ -128,8 +133,9 @@ def pairs_section(report: RewriteReport) -> Html:
             tag("del", "struck through"),
             ", what it brings is ",
             tag("ins", "underlined"),
-            ". The search knows no vowel signs and no difference between أ and ا, ى and ي, ة and ه. Signs that can't be seen "
-            "are shown by their code, as in ⟨202E⟩. The address keeps the filters.",
+            ". The search knows no vowel signs and no difference between ",
+            [[isolated(one), " and ", isolated(other), mark] for one, other, mark in _ALIKE],
+            "Signs that can't be seen are shown by their code, as in ⟨202E⟩. The address keeps the filters.",
         ),
         tag("noscript", note("The pairs need JavaScript; nothing is loaded from outside.")),
         controls,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from megatron_native.alignment.analyses.distributions import Distribution, Interval
 from megatron_native.alignment.analyses.fluency import FluencyChange
@@ -12,7 +13,7 @@ from megatron_native.alignment.analyses.vocabulary import SIGNIFICANT, WordShift
 from megatron_native.alignment.report.charts import outlines, shares_of
 from megatron_native.alignment.report.gather import RewriteReport
 from megatron_native.corpus.report.charts import Bar, Part, Series, bars, stack
-from megatron_native.corpus.report.elements import Child, Html, isolated, note, number, section, share, size, table, tag
+from megatron_native.corpus.report.elements import Child, Html, isolated, note, number, section, share, table, tag
 
 COLOURS = {
     "rewritten": "kept", "unchanged": "plain", "refused": "quarantined", "quarantined": "dropped", "clean": "copy",
@@ -24,11 +25,16 @@ def interval(found: Interval | None, digits: int = 2, sign: bool = False, unit: 
     """A figure with its interval; "–" where there is none."""
     if found is None:
         return "–"
-    shown = [f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−") for value in found]
+    shown = [
+        f"{value if round(value, digits) else 0.0:{'+' if sign and round(value, digits) else ''},.{digits}f}".replace(
+            "-", "−"
+        )
+        for value in found
+    ]
     return f"{shown[0]}{unit} ({shown[1]} to {shown[2]})"
 
 
-def outcomes_section(report: RewriteReport) -> Html:
+def outcomes_section(report: RewriteReport, names: Mapping[str, str]) -> Html:
     """What became of passages."""
     content: list[Child] = [
         stack(
@@ -43,7 +49,7 @@ def outcomes_section(report: RewriteReport) -> Html:
         whole = sum(figures.values())
         rows += [
             [
-                isolated(one.name),
+                isolated(names[one.name]),
                 state,
                 number(count),
                 share(count, whole),
@@ -227,6 +233,7 @@ def grades_section(grades: Grades | None) -> Html:
         "grades",
         "Grades of a judge",
         tag("figure", tag("figcaption", "Mean grade, of 10"), bars("Mean grades", drawn)) if drawn else None,
+        note("Not all pairs were asked about: ", grades.stopped) if grades.stopped else None,
         table("Grades", ["dimension", "mean", *map(str, range(1, 11))], rows) if rows else None,
         note(
             f"Asked about {grades.asked:,} accepted pairs: {grades.graded:,} graded, {grades.unparsed:,} answers without five "
@@ -304,7 +311,7 @@ def _words(caption: str, words: list[WordShift]) -> Html:
     return table(caption, ["word", "before", "after", "G²"], rows)
 
 
-def settings_section(report: RewriteReport) -> Html:
+def settings_section(report: RewriteReport, names: Mapping[str, str]) -> Html:
     """What the stages were run with."""
     content: list[Child] = []
     for one in report.inputs:
@@ -314,7 +321,7 @@ def settings_section(report: RewriteReport) -> Html:
                     "details",
                     tag(
                         "summary",
-                        isolated(one.name),
+                        isolated(names[one.name]),
                         tag("span", f" · {one.stage}, finished {one.created}", class_="muted"),
                     ),
                     tag("p", "parameters, sha256 ", tag("code", one.parameters_hash or "not recorded"), class_="about"),
@@ -322,8 +329,3 @@ def settings_section(report: RewriteReport) -> Html:
                 )
             )
     return section("settings", "Settings", *content) if content else Html("")
-
-
-def embedded_size(elements: list[Html]) -> str:
-    """How much of the page the pairs are."""
-    return size(sum(map(len, elements)))

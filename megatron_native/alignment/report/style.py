@@ -3,6 +3,7 @@
 STYLE = """
 :root{--gone:#fbdcdc;--gone-ink:#7d1620;--come:#d3eede;--come-ink:#0d4b39}
 @media (prefers-color-scheme:dark){:root{--gone:#5a2027;--gone-ink:#ffdfe1;--come:#16493a;--come-ink:#d8fbeb}}
+.chart{overflow:visible}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}.line.c1{stroke:var(--plain)}.line.c0{stroke:var(--kept)}
 .legend .c1,.legend .c0{stroke:none}
 .pair{border:1px solid var(--line);border-radius:8px;background:var(--card);padding:12px 16px 10px;margin:0 0 14px}
@@ -20,6 +21,7 @@ border-radius:50%;background:var(--dot,var(--rest));margin-inline-end:.45em}
 .sides .passage{font-size:1.06rem;line-height:1.85}
 .sides .passage p{margin:0;min-height:1em;text-align:start}
 del{background:var(--gone);color:var(--gone-ink);text-decoration:line-through;text-decoration-thickness:1px;
+text-decoration-color:color-mix(in srgb,currentColor 55%,transparent);
 border-radius:3px;padding:0 1px}
 ins{background:var(--come);color:var(--come-ink);text-decoration:underline;text-decoration-thickness:1px;
 text-underline-offset:.28em;border-radius:3px;padding:0 1px}
