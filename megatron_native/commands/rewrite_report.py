@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Gather, write, and say in one line what came out."""
     import json
+    import sys
     from contextlib import ExitStack
 
     from megatron_native.alignment.gates.pairs import PairSettings
@@ -110,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
     _write(output, page(report))
     if arguments.json is not None:
         _write(arguments.json, json.dumps(report.as_json(), ensure_ascii=False, indent=2) + "\n")
+    for reason, count in report.passed_over.items():
+        print(f"WARNING: {count:,} records are no pairs and were passed over: {reason}", file=sys.stderr)
     print(f"{output}: {report.total:,} pairs, {report.accepted:,} accepted; {len(report.pairs):,} on the page")
     return EXIT_DONE
 

@@ -7,7 +7,7 @@ Files of pairs have texts alone, so the gates may be asked about them here.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,15 @@ class Sample:
         return [pair for _, _, pair in sorted(self._kept, key=lambda entry: -entry[1])]
 
 
-def read_pairs(inputs: Sequence[str], settings: PairSettings) -> Iterator[RewritePair]:
-    """All pairs of the inputs, in order; a record that is no pair is passed over.
+def read_pairs(
+    inputs: Sequence[str], settings: PairSettings, on_refused: Callable[[str], None] = lambda reason: None
+) -> Iterator[RewritePair]:
+    """All pairs of the inputs, in order.
 
     Args:
         inputs: folders of `rewrite` or `gate`, and files, folders or globs of pairs.
         settings: the keys of origin and rewrite in files of pairs.
+        on_refused: hears why, of each record that is no pair.
 
     Raises:
         UserError: an input can't be read, or a rewriting is unfinished or kept no decisions.
@@ -110,9 +113,9 @@ def read_pairs(inputs: Sequence[str], settings: PairSettings) -> Iterator[Rewrit
             continue
         if kind in ("clean", "dedup", "tokenize"):
             raise UserError(f"{folder} is the output of {kind} and holds no pairs; give the folder that rewrite wrote.")
-        yield from _of_files([given], settings)
+        yield from _of_files([given], settings, on_refused)
         if kind == "gate" and (folder / REFUSED_FOLDER).is_dir():
-            yield from _of_files([str(folder / REFUSED_FOLDER)], settings)
+            yield from _of_files([str(folder / REFUSED_FOLDER)], settings, on_refused)
 
 
 def _of_decision(decision: dict[str, Any]) -> RewritePair:
@@ -136,13 +139,16 @@ def _whole(reasons: tuple[str, ...], gates: Mapping[str, Any]) -> tuple[str, ...
     return tuple(found)
 
 
-def _of_files(inputs: Sequence[str], settings: PairSettings) -> Iterator[RewritePair]:
+def _of_files(
+    inputs: Sequence[str], settings: PairSettings, on_refused: Callable[[str], None]
+) -> Iterator[RewritePair]:
     files = expand_inputs(inputs)
     count = 0
     for part in plan_parts(files, common_root(inputs, files), "file", settings.part_bytes):
         for record in read_part(part, settings.reading):
             found = pair_of(record, settings)
-            if isinstance(found, Refusal) or isinstance(record, Refusal):
+            if isinstance(found, Refusal):
+                on_refused(found.reason)
                 continue
             count += 1
             origin, rewritten, fields = found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -84,6 +85,7 @@ class RewriteReport:
 
     Attributes:
         total: pairs there are; accepted: those whose rewrite is in the output.
+        passed_over: records that are no pairs, by reason.
         states, kinds: pairs by state, and by what their reasons begin with.
         measured: accepted pairs that figures are of; judged_here: pairs on the page that the gates were asked about now.
         seed: of the samples.
@@ -93,6 +95,7 @@ class RewriteReport:
     inputs: list[Input]
     total: int
     accepted: int
+    passed_over: dict[str, int]
     states: dict[str, int]
     kinds: dict[str, int]
     gates: list[GateShare]
@@ -122,9 +125,9 @@ def gather(inputs: Sequence[str], settings: RewriteReportSettings, models: Model
     counts = GateCounts()
     shown, measured = Sample(settings.max_pairs, settings.seed), Sample(settings.sample, settings.seed)
     graded = Sample(settings.graded if models.judge else 0, settings.seed)
-    total = 0
+    total, passed_over = 0, Counter[str]()
     with progress("rewrite-report: reading", unit="pairs") as bar:
-        for place, pair in enumerate(read_pairs(inputs, settings.pairs)):
+        for place, pair in enumerate(read_pairs(inputs, settings.pairs, _counting(passed_over))):
             counts.count(pair)
             shown.offer(pair, place)
             if pair.state in ACCEPTED:
@@ -133,7 +136,10 @@ def gather(inputs: Sequence[str], settings: RewriteReportSettings, models: Model
             total += 1
             bar.advance(1)
     if not total:
-        raise UserError(f"{' '.join(inputs)}: there are no pairs in it; give what rewrite wrote, or files of pairs.")
+        why = "".join(f" {count:,} records: {reason}." for reason, count in passed_over.most_common())
+        raise UserError(
+            f"{' '.join(inputs)}: there are no pairs in it.{why} Give what rewrite wrote, or files of pairs."
+        )
     with progress("rewrite-report: sources", unit="B") as bar:
         pairs = with_sources(shown.pairs(), inputs, bar)
     judged_here = 0
@@ -141,12 +147,16 @@ def gather(inputs: Sequence[str], settings: RewriteReportSettings, models: Model
         pairs, judged_here = _judged(pairs, settings, counts)
     accepted = measured.pairs()
     return RewriteReport(
-        [_input(name) for name in inputs], total, measured.seen, dict(counts.states.most_common()),
+        [_input(name) for name in inputs], total, measured.seen, dict(passed_over.most_common()), dict(counts.states.most_common()),
         dict(counts.kinds.most_common()), counts.gates(pairs), len(accepted), judged_here, settings.seed,
         _lengths(accepted, settings.seed), vocabulary_shift(accepted) if accepted else None,
         _toxicity(accepted, models, settings.seed), _fluency(accepted, models, settings.seed),
         _grades(graded.pairs(), models, settings.seed), pairs,
     )  # fmt: skip
+
+
+def _counting(counter: Counter[str]) -> Callable[[str], None]:
+    return lambda reason: counter.update([reason])
 
 
 def _judged(

@@ -25,7 +25,6 @@ from megatron_native.corpus.report.elements import Child, Html, document, isolat
 from megatron_native.corpus.report.page import short_names
 from megatron_native.corpus.report.style import STYLE
 
-
 _ALIKE = (("أ", "ا", ", "), ("ى", "ي", ", "), ("ة", "ه", ". "))
 
 
@@ -88,6 +87,16 @@ def _header(report: RewriteReport, short: Mapping[str, str]) -> Html:
         tag("h1", _headline(report)),
         tag("p", "From ", names, f" · finished {created}" if created else None, class_="muted"),
         tag("dl", tiles, class_="tiles") if tiles else None,
+        tag(
+            "ul",
+            [
+                tag("li", f"{count:,} records of the input are no pairs and were passed over: {reason}")
+                for reason, count in report.passed_over.items()
+            ],
+            class_="warnings",
+        )
+        if report.passed_over
+        else None,
     )
 
 
