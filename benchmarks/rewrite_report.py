@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import subprocess
 import sys
 import time
@@ -19,10 +20,13 @@ from urllib.parse import quote
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
+from gate_damage import DAMAGE, GOOD, load  # noqa: E402
 from headless_chromium import Chromium  # noqa: E402
 from results import machine, save  # noqa: E402
 from rewrite_report_texts import SOURCES, passages  # noqa: E402
 
+from megatron_native.alignment.analyses.pairs import read_pairs  # noqa: E402
+from megatron_native.alignment.gates.pairs import PairSettings  # noqa: E402
 from megatron_native.alignment.prompts import parse_full  # noqa: E402
 from megatron_native.cli import run_command  # noqa: E402
 
@@ -31,7 +35,7 @@ _VIEWS = {
     "state refused": "state=refused",
     "reason numbers": "reason=numbers",
     "longest first": "sort=length",
-    "search, frequent word": f"q={quote('المكتبة')}",
+    "search, frequent word": f"q={quote('المدينة')}",
     "search, folded, rare": f"q={quote('اهداه مرصدا')}",
     "search, nowhere": f"q={quote('زرافة بنفسجية')}",
     "page 1500": "page=1500",
@@ -66,6 +70,26 @@ def rewritten(folder: Path, count: int) -> Path:
         ])  # fmt: skip
     if code:
         raise SystemExit(code)
+    return output
+
+
+def news(folder: Path, count: int, data: Path) -> Path:
+    """A file of pairs: passages of real news with good edits, every fifth with damage, from a seed (`gate_damage.py`)."""
+    output = folder / "news.jsonl"
+    if output.exists():
+        return output
+    banks = list(load(data, 6).values())
+    makers, damage = list(GOOD.values()), list(DAMAGE.values())
+    draw, written = random.Random(6), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(output, "w", encoding="utf-8") as file:
+        while written < count:
+            bank = draw.choice(banks)
+            made = draw.choice(damage if written % 5 == 4 else makers)(draw, draw.choice(bank.passages), bank)
+            if made is None or made[1] == made[2]:
+                continue
+            file.write(json.dumps({"id": written, "origin": made[1], "rewritten": made[2]}, ensure_ascii=False) + "\n")
+            written += 1
     return output
 
 
@@ -121,12 +145,19 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--results", metavar="NAME", help="measure and write benchmarks/results/NAME.md")
+    parser.add_argument(
+        "--news", type=Path, metavar="FOLDER", help="pairs from SaudiNewsNet's zips in place of a rewriting"
+    )
     parser.add_argument("--screenshot", type=Path)
     parser.add_argument("--fragment", default="reason=numbers", help="of the screenshot's address")
     parser.add_argument("--window", default="1400,2000")
     parser.add_argument("--dark", action="store_true")
     arguments = parser.parse_args()
-    stage = rewritten(arguments.folder, arguments.pairs)
+    stage = (
+        news(arguments.folder, arguments.pairs, arguments.news)
+        if arguments.news
+        else rewritten(arguments.folder, arguments.pairs)
+    )
     report, figures = arguments.folder / "report.html", arguments.folder / "figures.json"
     started = time.monotonic()
     command = [
@@ -142,7 +173,8 @@ def main() -> None:
     if run_command("rewrite-report", command):
         raise SystemExit(1)
     seconds = time.monotonic() - started
-    texts = sum(len(one.origin.encode()) + len(one.answer.encode()) for one in passages(arguments.pairs))
+    shown = read_pairs([str(stage)], PairSettings())
+    texts = sum(len(text.encode()) for pair in shown for text in (pair.origin, pair.rewritten or ""))
     if arguments.screenshot:
         picture(report, arguments.fragment, arguments.screenshot, arguments.window, arguments.dark)
     if not arguments.results:
@@ -154,12 +186,14 @@ def main() -> None:
         {"what": "making it", "value": f"{seconds:,.1f} s"},
         *measured(report),
     ]
-    title = f"A report of {arguments.pairs:,} rewrites: size, and how fast it opens and filters"
+    kind = "pairs of news" if arguments.news else "rewrites"
+    title = f"A report of {arguments.pairs:,} {kind}: size, and how fast it opens and filters"
     notes = {
         "browser": f"{version}, headless",
         "times": "the page's own clock, each view in a newly opened page, and once more in it: from the change of the filter "
         "until the pairs stand there; a first search unpacks all texts",
-        "command": f"benchmarks/rewrite_report.py --pairs {arguments.pairs} --folder FOLDER --results NAME",
+        "command": f"benchmarks/rewrite_report.py --pairs {arguments.pairs} --folder FOLDER --results NAME"
+        + (" --news saudinewsnet" if arguments.news else ""),
     }
     save(arguments.results, title, rows, machine(), **notes)
 

@@ -28,6 +28,8 @@ from megatron_native.documents.records import Refusal
 from megatron_native.errors import UserError
 from megatron_native.manifest import read_manifest
 
+WITH_DECISIONS = ("rewrite", "annotate")
+"""Stages that keep a decision of every passage."""
 ACCEPTED = (REWRITTEN, UNCHANGED)
 """States of pairs whose rewrite is in the output."""
 
@@ -93,7 +95,7 @@ def read_pairs(
     """All pairs of the inputs, in order.
 
     Args:
-        inputs: folders of `rewrite` or `gate`, and files, folders or globs of pairs.
+        inputs: folders of `rewrite`, `annotate` or `gate`, and files, folders or globs of pairs.
         settings: the keys of origin and rewrite in files of pairs.
         on_refused: hears why, of each record that is no pair.
 
@@ -104,7 +106,7 @@ def read_pairs(
         folder = Path(given)
         manifest = read_manifest(folder / "manifest.json") if folder.is_dir() else None
         kind = None if manifest is None else manifest["stage"]
-        if kind == "rewrite":
+        if kind in WITH_DECISIONS:
             if not (folder / DECISIONS).is_dir():
                 raise UserError(
                     f"{folder} has no decisions to report on: nothing was rewritten, or rules ran without gates (--no-gates)."
@@ -125,7 +127,17 @@ def _of_decision(decision: dict[str, Any]) -> RewritePair:
         text = decision["origin"]
     reason = decision.get("reason", "")
     reasons = tuple(reason.split("; ")) if reason else ()
-    return RewritePair(decision["id"], decision["origin"], text, state, NOT_RECORDED, _whole(reasons, gates), gates)
+    source = _source(decision.get("metadata") or {})
+    return RewritePair(decision["id"], decision["origin"], text, state, source, _whole(reasons, gates), gates)
+
+
+def _source(fields: Mapping[str, Any]) -> str:
+    """The site or file of a record; a seed has it under `document`."""
+    document = fields.get("document")
+    if isinstance(document, dict):
+        file = document.get("file")
+        return name_of({"source": document.get("source"), "from": {"file": file if isinstance(file, str) else ""}})
+    return name_of(dict(fields))
 
 
 def _whole(reasons: tuple[str, ...], gates: Mapping[str, Any]) -> tuple[str, ...]:
@@ -155,7 +167,7 @@ def _of_files(
             name, file = fields.get("id"), Path(record.source).name
             yield _of_fields(
                 str(name) if isinstance(name, str | int) else f"{file} {count}", origin, rewritten, fields,
-                name_of(fields | {"from": fields.get("from") or {"file": file}}),
+                _source(fields | {"from": fields.get("from") or {"file": file}}),
             )  # fmt: skip
 
 
@@ -176,22 +188,26 @@ def _of_fields(name: str, origin: str, rewritten: str, fields: dict[str, Any], s
 
 
 def with_sources(pairs: Iterable[RewritePair], inputs: Sequence[str], bar: Any = None) -> list[RewritePair]:
-    """The pairs of a rewriting with their documents' sources, which its decisions don't hold: the documents are read."""
+    """The pairs with their documents' sources, which decisions don't hold: a stage's documents or seeds are read for them."""
     pairs = list(pairs)
-    wanted = {document_of(pair) for pair in pairs if pair.source == NOT_RECORDED}
+    lacking = [pair for pair in pairs if pair.source == NOT_RECORDED]
+    wanted = {document_of(pair) for pair in lacking} | {pair.id for pair in lacking}
     found: dict[str, str] = {}
     for given in inputs if wanted else ():
         manifest = read_manifest(Path(given) / "manifest.json") if Path(given).is_dir() else None
-        if manifest is None or manifest["stage"] != "rewrite":
-            continue
-        for path in expand_inputs([given]):
-            for record in documents_in(path, bar.advance if bar else lambda count: None):
-                if not isinstance(record, Refusal) and record.id in wanted:
-                    found[record.id] = name_of(record.metadata)
-    return [
-        replace(pair, source=found[name]) if (name := document_of(pair)) in found and pair.source == NOT_RECORDED else pair
-        for pair in pairs
-    ]  # fmt: skip
+        if manifest is not None and manifest["stage"] == "annotate":
+            seeds = _of_files([given], PairSettings(), lambda reason: None)
+            found |= {seed.id: seed.source for seed in seeds if seed.id in wanted}
+        elif manifest is not None and manifest["stage"] == "rewrite":
+            for path in expand_inputs([given]):
+                for record in documents_in(path, bar.advance if bar else lambda count: None):
+                    if not isinstance(record, Refusal) and record.id in wanted:
+                        found[record.id] = name_of(record.metadata)
+    named = []
+    for pair in pairs:
+        source = found.get(pair.id) or found.get(document_of(pair)) if pair.source == NOT_RECORDED else None
+        named.append(replace(pair, source=source) if source else pair)
+    return named
 
 
 def document_of(pair: RewritePair) -> str:

@@ -147,8 +147,9 @@ def gather(inputs: Sequence[str], settings: RewriteReportSettings, models: Model
         pairs, judged_here = _judged(pairs, settings, counts)
     accepted = measured.pairs()
     return RewriteReport(
-        [_input(name) for name in inputs], total, measured.seen, dict(passed_over.most_common()), dict(counts.states.most_common()),
-        dict(counts.kinds.most_common()), counts.gates(pairs), len(accepted), judged_here, settings.seed,
+        [_input(name) for name in inputs], total, measured.seen, dict(passed_over.most_common()),
+        dict(counts.states.most_common()), dict(counts.kinds.most_common()), counts.gates(pairs), len(accepted),
+        judged_here, settings.seed,
         _lengths(accepted, settings.seed), vocabulary_shift(accepted) if accepted else None,
         _toxicity(accepted, models, settings.seed), _fluency(accepted, models, settings.seed),
         _grades(graded.pairs(), models, settings.seed), pairs,
@@ -233,7 +234,7 @@ def _input(name: str) -> Input:
         return Input(name)
     return Input(
         name, manifest["stage"], manifest.get("created"), manifest.get("parameters", {}), manifest.get("parameters_hash"),
-        manifest.get("software", {}), manifest.get("rewriting", {}),
+        manifest.get("software", {}), manifest.get("rewriting") or manifest.get("annotation") or {},
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from megatron_native.alignment.analyses.pairs import RewritePair
 from megatron_native.alignment.rewriting.settings import RewriteSettings
@@ -14,11 +15,10 @@ CLEAN = "تقع المدينة على ضفاف نهر كبير، وتحيط به
 WORN = "تقع المدينة على ضفاف نهر كبير ,  وتحيط به البساتين من الجانبين ."
 
 
-def pair(origin: str, rewritten: str | None, state: str = "rewritten", **others: object) -> RewritePair:
-    """A pair with an id from its texts."""
-    return RewritePair(
-        str(others.pop("id", f"{origin[:8]}>{(rewritten or '')[:8]}")), origin, rewritten, state, **others
-    )  # type: ignore[arg-type]
+def pair(origin: str, rewritten: str | None, state: str = "rewritten", **others: Any) -> RewritePair:
+    """A pair with an id from its texts, where none is given."""
+    name = str(others.pop("id", f"{origin[:8]}>{(rewritten or '')[:8]}"))
+    return RewritePair(name, origin, rewritten, state, **others)
 
 
 def rewriting(folder: Path, count: int = 6) -> Path:

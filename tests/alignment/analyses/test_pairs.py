@@ -8,7 +8,9 @@ from megatron_native.alignment.analyses.pairs import Sample, document_of, read_p
 from megatron_native.alignment.gates.pairs import PairSettings, gate_pairs
 from megatron_native.alignment.gates.settings import default_settings
 from megatron_native.corpus.stage import Execution
+from megatron_native.documents.writers import ShardWriter
 from megatron_native.errors import UserError
+from megatron_native.manifest import build_manifest, file_entry, write_json
 from tests.alignment.analyses.pairs import CLEAN, WORN, pair, rewriting
 
 
@@ -45,6 +47,33 @@ def test_files_of_pairs_and_what_gate_made_of_them(tmp_path):
     assert checked[2].reason_kinds == checked[2].refused_by == ["numbers"]
     assert checked[2].reasons[0].startswith("numbers: ")
     assert checked[0].gates["numbers"] == (0.0, True)
+
+
+def test_seeds_give_their_decisions_too(tmp_path):
+    decided = [
+        {"id": "d1#0", "origin": WORN, "rewritten": CLEAN, "state": "rewritten", "gates": {"length": [1.0, True]}},
+        {"id": "d2#3", "origin": CLEAN, "rewritten": None, "state": "unchanged"},
+        {"id": "d3#1", "origin": CLEAN, "rewritten": None, "state": "refused", "reason": "answer not understood",
+         "answer": "…", "metadata": {"document": {"id": "d3", "source": None, "file": "dump/b.jsonl"}}},
+    ]  # fmt: skip
+    seeds = [
+        {"id": "d1#0", "origin": WORN, "rewritten": CLEAN, "metadata": {"document": {"source": "a.example"}}},
+        {"id": "d2#3", "origin": CLEAN, "rewritten": CLEAN, "metadata": {"document": {"source": "b.example"}}},
+    ]
+    written = []
+    for place, records in (("part-00000.jsonl.zst", seeds), ("_decisions/part-00000.jsonl.zst", decided)):
+        with ShardWriter(tmp_path / place) as writer:
+            for record in records:
+                writer.write(record)
+        written.append(file_entry(tmp_path / place, tmp_path, len(records)))
+    account = {"read": 3, "kept": 2, "dropped": {"answer not understood": 1}, "quarantined": {}}
+    write_json(tmp_path / "manifest.json", build_manifest("annotate", {}, [], written, account))
+    found = with_sources(read_pairs([str(tmp_path)], PairSettings()), [str(tmp_path)])
+    assert [(one.id, one.rewritten, one.state, one.source) for one in found] == [
+        ("d1#0", CLEAN, "rewritten", "a.example"), ("d2#3", CLEAN, "unchanged", "b.example"),
+        ("d3#1", "…", "refused", "dump/b.jsonl"),
+    ]  # fmt: skip
+    assert found[2].reason_kinds == ["answer not understood"]
 
 
 def test_what_can_not_be_reported_on_is_said(tmp_path):
