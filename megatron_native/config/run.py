@@ -182,6 +182,17 @@ class HeldoutRule(Section):
         return self
 
 
+class EarlyStopRule(Section):
+    """End the run when a held-out set gets no better, and keep the checkpoint where it was best."""
+
+    set: str
+    """Name of the held-out set whose loss decides."""
+    patience: int = Field(default=3, gt=0)
+    """The run ends after this many evaluations in a row without an improvement."""
+    min_improvement: float = Field(default=0.0, ge=0, lt=1)
+    """Relative decrease of the loss that counts as one (0.01: one percent); 0: any."""
+
+
 class HeldoutSet(Section):
     """One held-out set of documents whose bits per byte is measured during training."""
 
@@ -202,6 +213,9 @@ class EvaluationSection(Section):
     """Sequences per forward pass and data-parallel rank."""
     rules: list[HeldoutRule] = []
     """What to do when a set gets worse."""
+    early_stop: EarlyStopRule | None = None
+    """When a set gets no better: end the run. An evaluation that is the best so far saves a checkpoint, which is never
+    deleted while it is the best; `best.json` in the run folder names it."""
 
     @model_validator(mode="after")
     def _known_sets(self) -> Self:
@@ -209,6 +223,15 @@ class EvaluationSection(Section):
         for rule in self.rules:
             if rule.set not in names:
                 raise ValueError(f"evaluation.rules names the set '{rule.set}', which evaluation.heldout does not have")
+        if self.early_stop is not None and self.early_stop.set not in names:
+            raise ValueError(
+                f"evaluation.early_stop names the set '{self.early_stop.set}', which evaluation.heldout does not have "
+                f"({', '.join(names) or 'it is empty'})"
+            )
+        if self.early_stop is not None and not self.interval:
+            raise ValueError(
+                "evaluation.early_stop needs evaluations to judge by, and evaluation.interval is 0: give the steps between them"
+            )
         return self
 
 
