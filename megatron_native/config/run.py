@@ -187,8 +187,8 @@ class EarlyStopRule(Section):
 
     set: str
     """Name of the held-out set whose loss decides."""
-    patience: int = Field(default=3, gt=0)
-    """The run ends after this many evaluations in a row without an improvement."""
+    patience: int | None = Field(default=3, gt=0)
+    """The run ends after this many evaluations in a row without an improvement; none: it goes on to its end."""
     min_improvement: float = Field(default=0.0, ge=0, lt=1)
     """Relative decrease of the loss that counts as one (0.01: one percent); 0: any."""
 

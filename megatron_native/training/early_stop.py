@@ -54,7 +54,7 @@ class EarlyStop:
     @property
     def exhausted(self) -> bool:
         """Whether as many evaluations brought no improvement as the rule has patience for."""
-        return self.rule is not None and self.waited >= self.rule.patience
+        return self.rule is not None and self.rule.patience is not None and self.waited >= self.rule.patience
 
     def judge(self, step: int, losses: Mapping[str, float]) -> bool:
         """Take in the evaluation after `step`; whether it is the best so far.

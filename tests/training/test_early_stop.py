@@ -52,6 +52,12 @@ def test_a_loss_that_is_no_number_is_no_improvement() -> None:
     assert "since the beginning" in monitor.message
 
 
+def test_without_patience_the_best_is_known_and_the_run_goes_on() -> None:
+    monitor = EarlyStop(EarlyStopRule(set="ar", patience=None))
+    judged(monitor, [3.0, 2.0, *[2.5] * 20])
+    assert (monitor.best_step, monitor.exhausted) == (2, False)
+
+
 def test_without_a_rule_or_without_its_set_nothing_is_judged() -> None:
     assert not EarlyStop(None).judge(1, {"ar": 1.0})
     assert EarlyStop(None).state() == {}
