@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Packing = Literal["concatenate", "best_fit"]
+Packing = Literal["concatenate", "best_fit", "single"]
 ScheduleShape = Literal["cosine", "linear", "sqrt", "constant", "wsd"]
 
 
@@ -67,7 +67,8 @@ class DataSection(Section):
     """Tokens of context per sequence."""
     packing: Packing = "concatenate"
     """`concatenate`: documents end to end, cut every `seq_length` tokens, nothing padded. `best_fit`: no document that fits a
-    sequence is cut; what stays free in a sequence is padded and counts nothing (Ding et al., 2024)."""
+    sequence is cut; what stays free in a sequence is padded and counts nothing (Ding et al., 2024). `single`: every document
+    its own sequence, padded; only what is longer than a sequence is cut."""
     document_boundaries: bool = True
     """Attention and positions begin anew with every document of a sequence. Without, a token sees the documents before its
     own in the sequence."""
@@ -194,12 +195,15 @@ class EarlyStopRule(Section):
 
 
 class HeldoutSet(Section):
-    """One held-out set of documents whose bits per byte is measured during training."""
+    """One held-out set of documents or conversations whose bits per byte is measured during training."""
 
     name: str
     """Name in metrics, for example `ar`."""
     path: Path
-    """A file of documents (JSONL, plain or compressed)."""
+    """A file of documents (JSONL, plain or compressed); of `conversations` the prefix of a masked dataset."""
+    kind: Literal["text", "conversations"] = "text"
+    """`text`: every token of the documents is predicted. `conversations`: the tokens that the dataset's mask names, which
+    are answers and their ends; bytes are those of the answers."""
 
 
 class EvaluationSection(Section):
