@@ -286,7 +286,9 @@ def _record(
         "heldout_before": _number(result.before), "heldout_after": _number(result.after),
         "checkpoint": file_digest(checkpoint / layout.CHECKSUMS_FILE),
     }  # fmt: skip
-    return build_manifest(STAGE, asked, inputs, outputs, counts, PACKAGES, training=how)
+    base = {"name": settings.base.resolve().name, "hash": asked["base"]}
+    heldout = list(result.account["heldout_inputs"])
+    return build_manifest(STAGE, asked, inputs, outputs, counts, PACKAGES, base=base, heldout=heldout, training=how)
 
 
 def _number(value: float | None) -> float | None:

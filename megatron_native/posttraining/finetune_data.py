@@ -38,7 +38,8 @@ class Conversations:
         data: the datasets of the mixture.
         heldout: prefix of the held-out dataset, or None.
         digests: dataset name (`HELDOUT` for the held-out one) → hash of its files.
-        account: `read` = `kept` + `dropped` + `quarantined`, by reason; `held_out` conversations; `inputs`, the files.
+        account: `read` = `kept` + `dropped` + `quarantined`, by reason; `held_out` conversations; `inputs` and
+            `heldout_inputs`, the files.
         encoder: tokenizer and template.
         own_template: whether the template is not the base's own.
         notes: what a person should know.
@@ -86,7 +87,7 @@ def prepare_conversations(
     encoder = ChatEncoder(tokenizer, settings.template, settings.learn)
     share, notes = (0.0, []) if settings.heldout else _share(settings)
     counts, data, digests, heldout = Counter[str](), [], {}, []
-    dropped, quarantined, inputs = Counter[str](), Counter[str](), []
+    dropped, quarantined, inputs, heldout_inputs = Counter[str](), Counter[str](), [], []
     for source, name in zip(settings.data, _names(settings), strict=True):
         how = PrepareSettings(tokenizer, seq_length, settings.template, settings.learn, held_out=share)
         made = prepare([source.path], folder / name, how, _execution([source.path]), say)
@@ -105,7 +106,7 @@ def prepare_conversations(
         how = PrepareSettings(tokenizer, seq_length, settings.template, settings.learn)
         made = prepare(settings.heldout, folder / HELDOUT, how, _execution(settings.heldout), say)
         heldout.append(str(made.prefix))
-        counts["held_out"] = made.manifest["counts"]["kept"]
+        counts["held_out"], heldout_inputs = made.manifest["counts"]["kept"], made.manifest["inputs"]
     prefix = _joined(heldout, folder / f"all_{HELDOUT}", say)
     if prefix is not None:
         manifest = DatasetFiles(prefix).manifest()
@@ -113,7 +114,7 @@ def prepare_conversations(
         digests[HELDOUT] = _digest(manifest)
     figures = {
         **{name: counts[name] for name in ("read", "kept", "held_out")}, "dropped": dict(dropped),
-        "quarantined": dict(quarantined), "inputs": inputs,
+        "quarantined": dict(quarantined), "inputs": inputs, "heldout_inputs": heldout_inputs,
     }  # fmt: skip
     return Conversations(data, prefix, digests, figures, encoder, settings.template is not None, notes)
 

@@ -23,6 +23,8 @@ MIN_LR_SHARE = 0.1
 WARMUP_SHARE = 0.03
 LEAST_STEPS_PER_EPOCH = 8
 """A batch is no larger than leaves an epoch so many steps: few conversations are not learned in two large steps."""
+MOST_EVALUATIONS = 50
+"""A run of many short epochs is not measured, and saved, after every step."""
 HELDOUT = "conversations"
 """Name of the held-out set in metrics."""
 
@@ -112,7 +114,7 @@ def finetune_run(
         raise UserError("the conversations give no sequence to train on: look at the account of what was dropped.")
     batch = _given(settings, "training", "global_batch_size") or _batch(settings, asked, conversations, sequences)
     steps = _given(settings, "training", "steps") or max(1, math.ceil(settings.epochs * sequences / batch))
-    interval = max(1, round(sequences / batch / settings.evaluations_per_epoch))
+    interval = max(1, round(sequences / batch / settings.evaluations_per_epoch), math.ceil(steps / MOST_EVALUATIONS))
     blend = [replace(one, weight=count) for one, count in zip(data, counts, strict=True)]
     raw = _defaults(settings, checkpoint, blend, heldout, seq_length, batch, steps, min(interval, steps), asked)
     config = check_run_config(_with_settings(raw, settings), "the run of this fine-tuning")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from megatron_native.errors import EXIT_DONE
@@ -31,15 +30,14 @@ def _outcome(result: FinetuneResult) -> list[tuple[str, str]]:
     rows = []
     if result.before is not None and result.after is not None:
         change = f" ({result.after / result.before - 1:+.1%})" if result.before > 0 else ""
-        rows.append(("held-out loss", f"{_loss(result.before)} before, {_loss(result.after)} after{change}"))
+        rows.append((
+            "held-out loss", f"{result.before:.4f} before, {result.after:.4f} after{change}, in nats per token of answers",
+        ))  # fmt: skip
     ended = ", where the run ended early" if result.ended_early else ""
     which = f"step {result.step}" + (" (the last)" if result.step == result.last_step else f" of {result.last_step}")
-    rows.append(("exported", f"{which}{ended}: {result.output}"))
+    what = "nothing to do: it was there" if result.skipped else "exported"
+    rows.append((what, f"{which}{ended}: {result.output}"))
     return rows
-
-
-def _loss(nats: float) -> str:
-    return f"{nats:.4f} nats per token of answers (perplexity {math.exp(min(nats, 700)):.2f})"
 
 
 def _evaluation(result: FinetuneResult) -> str:
