@@ -58,9 +58,9 @@ def check_datasets(
         anew: check also what was checked before.
 
     Returns:
-        Dataset prefix → `documents`, `sequences`, `tokens`, `dtype`, `longest` (of a masked dataset; else None),
-        `mode`, `manifest` (whether there is one), `tokenizer` (its hash or None), `idx_xxh3_128` (None with `off`), `bin`, `idx` (bytes, mtime_ns), `seconds`, `remembered`
-        (whether the result is that of an earlier check).
+        Dataset prefix → `documents`, `sequences`, `tokens`, `dtype`, `longest` (of a masked dataset; else None), `mode`,
+        `manifest` (whether there is one), `tokenizer` (its hash or None), `idx_xxh3_128` (None with `off`), `bin`, `idx`,
+        `mask` (bytes, mtime_ns), `seconds`, `remembered` (whether the result is that of an earlier check).
 
     Raises:
         UserError: every dataset that is damaged or of another tokenizer, with its file, what is wrong and what to do.
