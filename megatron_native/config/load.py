@@ -73,7 +73,10 @@ def check_files(config: RunConfig, source: str) -> None:
                     )
                     break
     for index, heldout in enumerate(config.evaluation.heldout):
-        if not heldout.path.is_file():
+        if heldout.kind == "conversations":
+            if not Path(f"{heldout.path}.idx").is_file():
+                missing.append(f"evaluation.heldout.{index}.path = {heldout.path} is no dataset's prefix (no .idx)")
+        elif not heldout.path.is_file():
             missing.append(f"evaluation.heldout.{index}.path = {heldout.path} is not a file")
     if missing:
         raise UserError(f"{source}: " + "; ".join(missing) + ".")

@@ -58,8 +58,9 @@ class MergedDataset:
     def summary(self) -> str:
         """The account, readable."""
         manifest, counts = self.manifest, self.manifest["counts"]
+        datasets = sum("documents" in entry for entry in manifest["inputs"])
         lines = [
-            f"{self.prefix}.bin: {sum('documents' in entry for entry in manifest['inputs']):,} datasets, {manifest['documents']:,} documents, "
+            f"{self.prefix}.bin: {datasets:,} datasets, {manifest['documents']:,} documents, "
             f"{manifest['tokens']:,} tokens ({manifest['dtype']})",
             f"  records read for them {counts['read']:,}, kept {counts['kept']:,}, dropped "
             f"{sum(counts['dropped'].values()):,}, quarantined {sum(counts['quarantined'].values()):,}",

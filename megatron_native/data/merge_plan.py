@@ -115,9 +115,9 @@ def refuse_mixture(pieces: Sequence[Piece]) -> None:
     """
     for piece in pieces[1:]:
         if piece.masked != pieces[0].masked:
-            masked, other = (piece, pieces[0]) if piece.masked else (pieces[0], piece)
+            masked, plain = (piece, pieces[0]) if piece.masked else (pieces[0], piece)
             raise UserError(
-                f"{masked.files.prefix} has a mask and {other.files.prefix} has none: in one dataset, nothing would tell what "
+                f"{masked.files.prefix} has a mask and {plain.files.prefix} has none: in one dataset, nothing would tell what "
                 "of the other is learned. Name both in a run's data.blend instead."
             )
     known = [piece for piece in pieces if piece.policy.tokenizer_hash is not None]

@@ -58,9 +58,9 @@ def check_datasets(
         anew: check also what was checked before.
 
     Returns:
-        Dataset prefix → `documents`, `sequences`, `tokens`, `dtype`, `longest` (of a masked dataset; else None), `mode`, `manifest` (whether there is one), `tokenizer`
-        (its hash or None), `idx_xxh3_128` (None with `off`), `bin`, `idx` (bytes, mtime_ns), `seconds`, `remembered`
-        (whether the result is that of an earlier check).
+        Dataset prefix → `documents`, `sequences`, `tokens`, `dtype`, `longest` (of a masked dataset; else None), `mode`,
+        `manifest` (whether there is one), `tokenizer` (its hash or None), `idx_xxh3_128` (None with `off`), `bin`, `idx`,
+        `mask` (bytes, mtime_ns), `seconds`, `remembered` (whether the result is that of an earlier check).
 
     Raises:
         UserError: every dataset that is damaged or of another tokenizer, with its file, what is wrong and what to do.
@@ -163,9 +163,9 @@ def _check_one(
     if _times(files) != before:
         raise UserError(f"{prefix} was written to while it was checked; start again when it is finished.")
     return {
-        **_counts(dataset), "longest": _longest(dataset), "mode": "sampled" if bar is None else "full", "manifest": manifest is not None,
+        **_counts(dataset), "mode": "sampled" if bar is None else "full", "manifest": manifest is not None,
         "tokenizer": ((manifest or {}).get("tokenizer") or {}).get("hash"), "idx_xxh3_128": digest, **before,
-        "seconds": round(time.monotonic() - started, 3), "remembered": False,
+        "longest": _longest(dataset), "seconds": round(time.monotonic() - started, 3), "remembered": False,
     }  # fmt: skip
 
 
@@ -174,8 +174,9 @@ def _opened(prefix: Path) -> dict[str, Any]:
     files.refuse_lost_mask(files.manifest())
     dataset = IndexedTokens(prefix)
     return {
-        **_counts(dataset), "longest": _longest(dataset), "mode": "off", "manifest": files.manifest_path.is_file(), "tokenizer": None,
+        **_counts(dataset), "mode": "off", "manifest": files.manifest_path.is_file(), "tokenizer": None,
         "idx_xxh3_128": None, **_times(files), "seconds": 0.0, "remembered": False,
+        "longest": _longest(dataset),
     }  # fmt: skip
 
 
