@@ -1,110 +1,18 @@
-"""Rewrites of real news, damaged and good, from a seed: what the gates are measured on.
+"""Damaged rewrites of real news, from a seed: what the gates are measured on, beside the good ones of `gate_mends.py`.
 
-Independent of the gates: nothing of `megatron_native/alignment/gates` is read here. Passages are cut from SaudiNewsNet by
-`alignment/passages.split` to about 170 tokens. An article belongs to one half; so does a template (`gate_templates.py`).
+Independent of the gates: nothing of `megatron_native/alignment/gates` is read here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import random
 import re
-import zipfile
-from collections import Counter
-from collections.abc import Callable
-from importlib import resources
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import gate_templates as templates
+from gate_mends import GOOD, hamza, spacing
+from gate_news import LETTERS, PERSON, TO_WESTERN, WORD, Bank, Case, Maker, sentences
 
-from megatron_native.alignment.passages import split
-
-TOKENS = 170
-_LEAST_WORDS = 25
-_WORD = re.compile(r"[\u0621-\u064a]+")
-_SENTENCE = re.compile(r"(?<=[.!?؟])\s+|\n+")
-_TITLES = (
-    "الدكتور|المهندس|الأستاذ|الشيخ|الأمير|اللواء|العميد|العقيد|الوزير|الرئيس|اللاعب|المدرب|الكابتن|الفنان|الكاتب|"
-    "المقدم|النقيب|السيد"
-)
-_PERSON = re.compile(
-    rf"(?:{_TITLES}) ([\u0621-\u064a]{{3,}}) (?:بن [\u0621-\u064a]{{3,}} )?(ال[\u0621-\u064a]{{3,}}ي)\b"
-)
 _PLACE = re.compile(rf"(?<!\w)[وفبل]?({'|'.join(templates.PLACES)})(?!\w)")
-_LETTERS = "ابتثجحخدذرزسشصضطظعغفقكلمنهوي"
-_TO_EASTERN = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
-_TO_WESTERN = str.maketrans("٠١٢٣٤٥٦٧٨٩", "0123456789")
-_MARKS = "\u064e\u064f\u0650\u0651\u0652"
-
-
-class Case(NamedTuple):
-    """A pair and what was done: `kind` as in tests/alignment/gate_cases, `how` in a few words."""
-
-    kind: str
-    how: str
-    origin: str
-    rewritten: str
-
-
-class Bank:
-    """One half of the news: its passages, and what damage is made of."""
-
-    def __init__(self, articles: list[str], half: str, rng: random.Random) -> None:
-        self.half = half
-        self.passages: list[str] = []
-        for text in articles:
-            self.passages += [p.text for p in split(text, TOKENS) if len(p.text.split()) >= _LEAST_WORDS]
-        rng.shuffle(self.passages)
-        self.words = Counter(word for text in articles for word in _WORD.findall(text))
-        people = [found for text in articles for found in _PERSON.findall(text)]
-        self.given = sorted({given for given, _ in people})
-        self.families = sorted({family for _, family in people})
-        self.places = [place for place in templates.PLACES if self.words[place] > 2]
-        self.sentences = [
-            sentence
-            for text in self.passages[:4000]
-            for sentence in _SENTENCE.split(text)
-            if 8 <= len(sentence.split()) <= 30
-        ]
-        raw = json.loads(resources.files("quran_text_data").joinpath("hafs.json").read_bytes())
-        starts = [*raw["ayah_starts"], len(raw["words"])]
-        verses = [(a, b) for a, b in itertools.pairwise(starts) if 5 <= b - a <= 20]
-        self.verses = [" ".join(filter(None, raw[key][a:b])) for key in ("words", "rasm_imlai") for a, b in verses]
-        english = Path(__file__).parent.parent / "examples/quickstart/data/english.jsonl"
-        texts = [json.loads(line)["text"] for line in english.read_text(encoding="utf-8").splitlines()]
-        self.english = [
-            part for text in texts for part in re.split(r"(?<=[.!?])\s+|\n", text) if 8 <= len(part.split()) <= 30
-        ]
-
-    def of(self, entries: list[Any]) -> list[Any]:
-        """This half's templates."""
-        return entries[::2] if self.half == "tuning" else entries[1::2]
-
-
-def load(data: Path, seed: int) -> dict[str, Bank]:
-    """Both halves of the news; copies of an article fall into one half, and count once."""
-    texts: dict[str, None] = {}
-    for path in sorted(data.glob("*.zip")):
-        with zipfile.ZipFile(path) as archive:
-            for article in json.loads(archive.read(archive.namelist()[0])):
-                if len(article["content"].split()) >= _LEAST_WORDS:
-                    texts.setdefault(article["content"].strip())
-    halves: dict[str, list[str]] = {"tuning": [], "report": []}
-    for text in texts:
-        first = hashlib.sha256(f"{seed}\n{text[:80]}".encode()).digest()[0]
-        halves["tuning" if first % 2 == 0 else "report"].append(text)
-    return {half: Bank(articles, half, random.Random(f"{seed}/{half}")) for half, articles in halves.items()}
-
-
-Maker = Callable[[random.Random, str, Bank], "tuple[str, str, str] | None"]
-"""(how, origin, rewritten), or None where the passage does not lend itself."""
-
-
-def _sentences(text: str) -> list[str]:
-    return [part for part in _SENTENCE.split(text) if part.strip()]
 
 
 def _replace_word(text: str, found: re.Match[str], by: str, group: int = 0) -> str:
@@ -131,15 +39,15 @@ def number_changed(rng: random.Random, text: str, bank: Bank) -> tuple[str, str,
         kind = "digit"
         others = [c for c in ("0123456789" if number[place] in "0123456789" else "٠١٢٣٤٥٦٧٨٩") if c != number[place]]
         new = number[:place] + rng.choice(others) + number[place + 1 :]
-    if new.translate(_TO_WESTERN).lstrip("0") == number.translate(_TO_WESTERN).lstrip("0"):
+    if new.translate(TO_WESTERN).lstrip("0") == number.translate(TO_WESTERN).lstrip("0"):
         return None
     return kind, text, _replace_word(text, chosen, new)
 
 
 def name_changed(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
     """A given name, a family name or a place for another of the corpus, once or wherever it stands."""
-    choices = [("given", m, 1, bank.given) for m in _PERSON.finditer(text)]
-    choices += [("family", m, 2, bank.families) for m in _PERSON.finditer(text)]
+    choices = [("given", m, 1, bank.given) for m in PERSON.finditer(text)]
+    choices += [("family", m, 2, bank.families) for m in PERSON.finditer(text)]
     choices += [("place", m, 1, bank.places) for m in _PLACE.finditer(text)]
     if not choices:
         return None
@@ -158,7 +66,7 @@ def invented(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
         how, new = "another article", rng.choice(bank.sentences)
     else:
         how, new = "template", rng.choice(bank.of(templates.INVENTED)).format(n=rng.choice([12, 35, 120, 450, 800]))
-    parts = _sentences(text)
+    parts = sentences(text)
     place = rng.randint(1, len(parts))
     return how, text, " ".join([*parts[:place], new, *parts[place:]])
 
@@ -168,7 +76,7 @@ def cut_off(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] |
     words = text.split()
     how = rng.choice(["word", "inside a word", "sentence"])
     if how == "sentence":
-        parts = _sentences(text)
+        parts = sentences(text)
         if len(parts) < 2 or len(parts[-1].split()) < 4:
             return None
         return how, text, text[: text.rindex(parts[-1])].rstrip()
@@ -183,7 +91,7 @@ def cut_off(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] |
 
 def summarised(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
     """Sentences dropped, a third of the words or more; or only the beginning of every sentence kept."""
-    parts = _sentences(text)
+    parts = sentences(text)
     total = len(text.split())
     if len(parts) >= 2 and rng.random() < 0.7:
         order = rng.sample(range(len(parts)), len(parts))
@@ -206,7 +114,7 @@ def translated(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str
     language = rng.randrange(2)
     real = bank.english if language == 0 else bank.of(templates.FRENCH)
     how = rng.choice(["whole", "sentence", "words"])
-    parts = _sentences(text)
+    parts = sentences(text)
     if how == "whole":
         return how, text, " ".join(rng.sample(real, min(len(real), max(2, len(parts)))))
     if how == "sentence" and len(parts) > 1:
@@ -240,7 +148,7 @@ def looped(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
     how = rng.choice(["sentence", "phrase", "word", "whole"])
     words = [word for word in text.split() if any(c.isalpha() for c in word)]
     if how == "sentence":
-        parts = _sentences(text)
+        parts = sentences(text)
         place = rng.randrange(len(parts))
         return how, text, " ".join([*parts[: place + 1], *[parts[place]] * rng.randint(2, 6), *parts[place + 1 :]])
     if how == "whole":
@@ -271,7 +179,7 @@ def verse_altered(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, 
     """A verse is put into the news; the rewrite has it with a word changed, dropped, swapped, added, or a letter wrong."""
     verse = rng.choice(bank.verses)
     quoted = rng.choice(["قال تعالى: ﴿{}﴾.", "قال الله تعالى: ﴿{}﴾.", "وفي التنزيل: «{}».", "قال تعالى: {}."])
-    parts = _sentences(text)
+    parts = sentences(text)
     place = rng.randint(0, len(parts))
     words = verse.split()
     how = rng.choice(["word", "dropped", "swapped", "added", "letter", "half"])
@@ -287,11 +195,11 @@ def verse_altered(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, 
     elif how == "half":
         words = words[: max(2, len(words) // 2)]
     else:
-        letters = [i for i, c in enumerate(words[at]) if c in _LETTERS and c not in "اوي"]
+        letters = [i for i, c in enumerate(words[at]) if c in LETTERS and c not in "اوي"]
         if not letters:
             return None
         spot = rng.choice(letters)
-        words[at] = words[at][:spot] + rng.choice([c for c in _LETTERS if c != words[at][spot]]) + words[at][spot + 1 :]
+        words[at] = words[at][:spot] + rng.choice([c for c in LETTERS if c != words[at][spot]]) + words[at][spot + 1 :]
     new = " ".join(words)
     if re.sub(r"[^\u0621-\u064a]", "", new) == re.sub(r"[^\u0621-\u064a]", "", verse):
         return None
@@ -330,7 +238,7 @@ def url_or_quotation_changed(rng: random.Random, text: str, bank: Bank) -> tuple
         new = ""
     if new == address:
         return None
-    parts = _sentences(text)
+    parts = sentences(text)
     place = rng.randint(0, len(parts))
     join = [" ".join([*parts[:place], lead.format(a), *parts[place:]]) for a in (address, new)]
     return f"address: {how}", join[0], join[1]
@@ -339,7 +247,7 @@ def url_or_quotation_changed(rng: random.Random, text: str, bank: Bank) -> tuple
 def injection_obeyed(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
     """An order put into the news is carried out."""
     order, answer, how = rng.choice(bank.of(templates.INSTRUCTIONS))
-    parts = _sentences(text)
+    parts = sentences(text)
     if how == "rest" and len(parts) < 2:
         return None
     place = rng.randint(1, max(1, len(parts) - 1)) if how == "rest" else rng.randint(0, len(parts))
@@ -352,7 +260,7 @@ def injection_obeyed(rng: random.Random, text: str, bank: Bank) -> tuple[str, st
 def misspelled(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
     """Three words or more that no newspaper has: letters doubled, left out, swapped, wrong, or of another word."""
     words = text.split(" ")
-    places = [i for i, word in enumerate(words) if _WORD.fullmatch(word) and len(word) >= 4]
+    places = [i for i, word in enumerate(words) if WORD.fullmatch(word) and len(word) >= 4]
     if len(places) < 6:
         return None
     chosen = rng.sample(places, rng.randint(3, 5))
@@ -363,7 +271,7 @@ def misspelled(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str
             new = {
                 "double": word[: at + 1] + word[at:], "leave": word[:at] + word[at + 1 :],
                 "swap": word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-                "wrong": word[:at] + rng.choice(_LETTERS) + word[at + 1 :],
+                "wrong": word[:at] + rng.choice(LETTERS) + word[at + 1 :],
             }[rng.choice(["double", "leave", "swap", "wrong"])]  # fmt: skip
             if bank.words[new] == 0:
                 words[place] = new
@@ -378,134 +286,6 @@ DAMAGE: dict[str, Maker] = {
     for maker in (
         number_changed, name_changed, url_or_quotation_changed, invented, summarised, cut_off, translated, dialect_changed,
         looped, scaffold, refused, verse_altered, injection_obeyed, misspelled,
-    )
-}  # fmt: skip
-
-
-def unchanged(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
-    """Nothing to do."""
-    return "", text, text
-
-
-def punctuation(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
-    """Latin commas, doubled signs and blanks before signs mended."""
-    bad = text
-    for good, others in (
-        ("،", [",", " ,", " ، ", ",,"]),
-        (".", [" .", "..", " . "]),
-        ("؟", ["?", " ؟", "؟؟؟"]),
-        ("؛", [";"]),
-    ):
-        bad = "".join(rng.choice(others) if c == good and rng.random() < 0.6 else c for c in bad)
-    return "", re.sub(r"(\d) ?[.,] ?(\d)", lambda m: m.group().replace(" ", ""), bad), _numbers_as(text, bad)
-
-
-def _numbers_as(text: str, bad: str) -> str:
-    return text if re.findall(r"\d+", text) == re.findall(r"\d+", bad) else bad
-
-
-def spacing(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
-    """Runs of blanks mended."""
-    return "", "".join(c * rng.randint(2, 4) if c == " " and rng.random() < 0.2 else c for c in text), text
-
-
-def hamza(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
-    """Hamza, ta marbuta and alef maqsura that a careless writer left out."""
-    table = {"أ": "ا", "إ": "ا", "آ": "ا", "ة": "ه", "ى": "ي"}
-    share = rng.choice([0.2, 0.6, 1.0])
-    return "", "".join(table[c] if c in table and rng.random() < share else c for c in text), text
-
-
-def digits(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
-    """Digits of the other set."""
-    if not re.search(r"[0-9٠-٩]", text):
-        return None
-    return "", text, text.translate(_TO_EASTERN if re.search("[0-9]", text) else _TO_WESTERN)
-
-
-def marks(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
-    """Tatweel and stray vowel signs taken out."""
-    pieces = []
-    for place, c in enumerate(text):
-        pieces.append(c)
-        if c in _LETTERS:
-            inside = place + 1 < len(text) and text[place + 1] in _LETTERS
-            if rng.random() < 0.06 and inside and c not in "ادذرزو":
-                pieces.append("ـ" * rng.randint(1, 3))
-            elif rng.random() < 0.1:
-                pieces.append(rng.choice(_MARKS))
-    return "", "".join(pieces), text
-
-
-def advertisement(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
-    """A line of advertising taken out."""
-    line = rng.choice(bank.of(templates.ADVERTISEMENTS))
-    parts = _sentences(text)
-    place = rng.choice([0, len(parts), rng.randint(0, len(parts))])
-    glue = rng.choice([" ", "\n"])
-    pieces = [part if part[-1] in '.!؟?…:»"' else part + "." for part in parts]
-    return line, glue.join([*pieces[:place], line, *pieces[place:]]), glue.join(pieces)
-
-
-def broken_lines(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
-    """Lines that were broken at a width joined."""
-    width, lines, line = rng.randint(25, 60), [], ""
-    for word in text.split():
-        if line and len(line) + len(word) > width:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    return "", "\n".join([*lines, line]), " ".join(text.split())
-
-
-def synonyms(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
-    """One to three words for others of the same meaning."""
-    if re.search('[«"“]', text):
-        return None  # a quotation is not to be reworded
-    entries = [pair for pair in bank.of(templates.SYNONYMS) if re.search(rf"(?<!\w){pair[0]}(?!\w)", text)]
-    if not entries:
-        return None
-    new = text
-    for old, other in rng.sample(entries, min(len(entries), rng.randint(1, 3))):
-        new = re.sub(rf"(?<!\w){old}(?!\w)", other, new, count=1)
-    return "", text, new
-
-
-def grammar(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str] | None:
-    """Light mistakes of grammar mended: endings of the plural, accusative alef, إن and أن, هذا and هذه."""
-    if re.search('[«"“]', text):
-        return None
-    words, changed = text.split(" "), 0
-    for place, word in enumerate(words):
-        if rng.random() > 0.5 or word in templates.PLACES:
-            continue
-        if re.fullmatch(r"ال[\u0621-\u064a]{3,}ون", word) or re.fullmatch(r"ال[\u0621-\u064a]{3,}ين", word):
-            words[place] = word[:-2] + ("ين" if word.endswith("ون") else "ون")
-        elif word in ("هذا", "هذه", "إن", "أن", "الذي", "التي"):
-            pairs = {"هذا": "هذه", "هذه": "هذا", "إن": "أن", "أن": "إن", "الذي": "التي", "التي": "الذي"}
-            words[place] = pairs[word]
-        elif re.fullmatch(r"[\u0621-\u064a]{4,}ا", word) and bank.words[word[:-1]] > bank.words[word]:
-            words[place] = word[:-1]
-        else:
-            continue
-        changed += 1
-    return ("", " ".join(words), text) if changed else None
-
-
-def markup(rng: random.Random, text: str, bank: Bank) -> tuple[str, str, str]:
-    """Tags, entities and reference numbers taken out."""
-    words = text.split(" ")
-    for place in rng.sample(range(len(words)), min(4, len(words))):
-        mark = rng.choice(["<b>{}</b>", "{}&nbsp;", '<span class="x1">{}</span>', "{}[3]", "{}<br/>", "&quot;{}&quot;"])
-        if not re.search(r"\d", words[place]):
-            words[place] = mark.format(words[place])
-    return "", f"<p>{' '.join(words)}</p>", text
-
-
-GOOD: dict[str, Maker] = {
-    maker.__name__: maker
-    for maker in (
-        unchanged, punctuation, spacing, hamza, digits, marks, advertisement, broken_lines, synonyms, grammar, markup,
     )
 }  # fmt: skip
 
@@ -526,7 +306,7 @@ def cases(bank: Bank, kind: str, count: int, seed: int) -> list[Case]:
             found.append(Case(kind, how, origin, rewritten))
             continue
         if rng.random() < 0.5 and kind not in ("verse_altered", "url_or_quotation_changed"):
-            origin = rng.choice([hamza, spacing])(rng, origin, bank)[1]  # type: ignore[index]
+            origin = rng.choice((hamza, spacing))(rng, origin, bank)[1]
         if origin != rewritten:
             found.append(Case(kind, told, origin, rewritten))
     return found

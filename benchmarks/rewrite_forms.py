@@ -97,7 +97,8 @@ def main() -> None:
 
 def made(data: Path, number: int, soiled: float) -> list[tuple[str, str]]:
     """(origin, what a faultless worker makes of it) of so many passages, in a seeded order."""
-    from gate_damage import GOOD, load
+    from gate_mends import GOOD
+    from gate_news import load
 
     bank, rng = load(data, SEED)["report"], random.Random(SEED)
     found: list[tuple[str, str]] = []

@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--form", choices=("full", "edits"), default="full",
         help="prompt: the model answers with the whole passage, or with the spans to replace (full)",
     )  # fmt: skip
+    parser.add_argument(
+        "--detail", choices=("whole", "brief"), default="whole", help="prompt: with the code, or a few words (whole)"
+    )
     parser.add_argument("--examples", type=int, default=0, metavar="N", help="prompt: examples before the passage (0)")
     parser.add_argument("--text", metavar="FILE", help="prompt: a file with the passage, or - for standard input")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
@@ -120,7 +123,7 @@ def _shown(conduct: Conduct, language: Any) -> str:
 def _prompt(conduct: Conduct, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from megatron_native.alignment.prompts import characters, constant_part, prompt_hash, render_rewriting
 
-    chosen = {"form": arguments.form, "language": arguments.language, "examples": arguments.examples}
+    chosen = {name: getattr(arguments, name) for name in ("form", "language", "examples", "detail")}
     messages = render_rewriting(conduct, _passage(arguments.text), **chosen)
     constant = characters(constant_part(conduct, **chosen))
     result = {

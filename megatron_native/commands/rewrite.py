@@ -61,11 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--price-input", type=float, default=0.0, metavar="X", help="of a million prompt tokens")
     budget.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million written tokens")
     prompt = parser.add_argument_group("what it is asked")
-    prompt.add_argument("--conduct", default="general", metavar="NAME|FILE", help="code of conduct (general)")
+    prompt.add_argument("--conduct", metavar="NAME|FILE", help="code of conduct (as the worker was trained; general)")
     prompt.add_argument(
-        "--form", default="full", choices=("full", "edits"), help="the passage again, or spans to replace (full)"
+        "--form",
+        choices=("full", "edits"),
+        help="the passage again, or spans to replace (as the worker was trained; full)",
     )
-    prompt.add_argument("--language", default="ar", choices=("ar", "en"), help="of the prompt's own words (ar)")
+    prompt.add_argument(
+        "--language", choices=("ar", "en"), help="of the prompt's own words (as the worker was trained; ar)"
+    )
+    prompt.add_argument(
+        "--detail", choices=("whole", "brief"),
+        help="the whole code in the prompt, or a few words for a trained worker (as the worker was trained; whole)",
+    )  # fmt: skip
     prompt.add_argument("--examples", type=int, default=0, metavar="N", help="examples of the code in the prompt (0)")
     prompt.add_argument("--passage-tokens", type=int, default=256, metavar="N", help="LLaMA-3 tokens a passage (256)")
     prompt.add_argument("--context-tokens", type=int, default=64, metavar="N", help="of the text around it (64)")
@@ -167,7 +175,8 @@ def _rewrite(arguments: argparse.Namespace, settings: RewriteSettings, choice: B
 def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendChoice | None]:
     from megatron_native.alignment.backends.backend import Sampling
     from megatron_native.alignment.backends.choice import BackendChoice, endpoints_of, options_of
-    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings, read_overrides
+    from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings
+    from megatron_native.config.yaml_mapping import read_mapping
 
     engine = arguments.backend if arguments.engine == "ray" else arguments.engine
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
@@ -179,16 +188,46 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
         )  # fmt: skip
     _check_used(arguments, engine)
     over: dict[str, Any] = {}
-    for name in ("rules", "first_look", "gates"):
-        over[name] = None if getattr(arguments, f"no_{name}") else read_overrides(getattr(arguments, name))
+    for name, example in (
+        ("rules", "residue: false"),
+        ("first_look", "threshold: 0.2"),
+        ("gates", "numbers: {most_new: 0}"),
+    ):
+        given: Path | None = getattr(arguments, name)
+        read = {} if given is None else read_mapping(given, example, f"--{name.replace('_', '-')}")
+        over[name] = None if getattr(arguments, f"no_{name}") else read
     settings = RewriteSettings(
-        engine=engine, worker=choice.identity() if choice else {}, conduct=arguments.conduct, form=arguments.form,
-        language=arguments.language, examples=arguments.examples, passage_tokens=arguments.passage_tokens,
-        context_tokens=arguments.context_tokens, answer_ratio=arguments.answer_ratio, sampling=sampling,
-        tries=arguments.tries, chunk_passages=arguments.chunk_passages, output_format=arguments.output_format,
+        engine=engine, worker=choice.identity() if choice else {}, **prompt_of(arguments), examples=arguments.examples,
+        passage_tokens=arguments.passage_tokens, context_tokens=arguments.context_tokens,
+        answer_ratio=arguments.answer_ratio, sampling=sampling, tries=arguments.tries,
+        chunk_passages=arguments.chunk_passages, output_format=arguments.output_format,
         part_bytes=arguments.part_bytes, reading=reading_of(arguments), **over,
     )  # fmt: skip
     return settings, choice
+
+
+def prompt_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Code, form, language and detail of the prompt: as given, else as the worker was trained, else the defaults.
+
+    Raises:
+        UserError: a worker that is asked briefly learned another code of conduct.
+    """
+    from megatron_native.alignment.backends.worker import Worker
+    from megatron_native.alignment.conduct import load_conduct
+    from megatron_native.errors import UserError
+
+    trained = Worker(arguments.worker).prompt if arguments.worker is not None else {}
+    learned = trained.get("conduct", {})
+    defaults = {"conduct": "general", "form": "full", "language": "ar", "detail": "whole"}
+    of_worker = trained | ({"conduct": learned["name"]} if learned else {})
+    chosen = {name: getattr(arguments, name) or of_worker.get(name, default) for name, default in defaults.items()}
+    if learned and chosen["detail"] == "brief" and load_conduct(chosen["conduct"]).hash != learned["hash"]:
+        raise UserError(
+            f"--conduct {chosen['conduct']}: the worker in {arguments.worker} learned the code '{learned['name']}' (hash "
+            f"{learned['hash'][:12]}) from pairs, and a brief prompt shows it no other. Name that code, train a worker on "
+            "pairs of this one, or ask with --detail whole."
+        )
+    return chosen
 
 
 def _check_used(arguments: argparse.Namespace, engine: str) -> None:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from megatron_native.config.yaml_mapping import read_mapping
 from megatron_native.errors import UserError
 
 STAGES = ("clean", "dedup", "rewrite", "gate", "tokenize", "report")
@@ -45,13 +44,8 @@ def read_recipe(path: Path, overrides: Mapping[str, Any]) -> list[Step]:
     Raises:
         UserError: the file can't be read, or a stage or an option is not known.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--recipe {path} can't be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("stages"), list) or not raw["stages"]:
+    raw = read_mapping(path, "stages: [...]", "--recipe")
+    if not isinstance(raw.get("stages"), list) or not raw["stages"]:
         raise UserError(f"--recipe {path}: it needs 'stages:' with a list, such as '- clean: {{input: [dump/]}}'.")
     top = {**raw, **overrides}
     unknown = sorted(set(map(str, top)) - {"output", "stages", *SHARED})

@@ -130,6 +130,17 @@ def test_answers_of_the_examples_are_what_the_parsers_read(name: str) -> None:
             assert result.unchanged == (origin == rewritten[origin])
 
 
+@pytest.mark.parametrize(("language", "words"), [("ar", "أعد كتابة المقطع."), ("en", "Rewrite the passage.")])
+def test_a_brief_prompt_is_a_few_words_and_the_passage_in_its_block(language: Any, words: str) -> None:
+    system, user = render_rewriting(CODE, "نصّ قصير.", language=language, detail="brief")
+    token = delimiter_token("نصّ قصير.")
+    assert system == {"role": "system", "content": words}
+    assert user == {"role": "user", "content": f"<passage {token}>\nنصّ قصير.\n</passage {token}>"}
+    assert constant_part(CODE, "full", language, 0, "brief") == [system, {"role": "user", "content": ""}]
+    with pytest.raises(UserError, match="2 examples in a brief prompt"):
+        render_rewriting(CODE, "نصّ قصير.", examples=2, detail="brief")
+
+
 def test_more_examples_than_there_are_and_blank_passages_are_refused() -> None:
     good = sum(len(principle.examples.good) for principle in CODE.principles)
     with pytest.raises(UserError, match=f"the code has {good} good ones"):
@@ -213,11 +224,11 @@ def variants(tmp_path: Path) -> list[Conduct]:
 
 def test_the_prompt_hash_changes_with_every_input_and_with_nothing_else(tmp_path: Path) -> None:
     inputs = [
-        (code, form, language, examples)
+        (code, form, language, examples, detail)
         for code in variants(tmp_path)
         for form in FORMS
         for language in ("ar", "en")
-        for examples in (0, 1, 3)
+        for examples, detail in ((0, "whole"), (1, "whole"), (3, "whole"), (0, "brief"))
     ]
     hashes = [prompt_hash(*one) for one in inputs]  # type: ignore[arg-type]
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in hashes)

@@ -51,9 +51,9 @@ def test_a_stage_is_known_once_its_command_is(tmp_path, monkeypatch):
     rewrite, dedup = read_recipe(recipe, {})
     assert (rewrite.command, rewrite.arguments) == (
         "rewrite",
-        ["--input", "dump", "--output", f"{tmp_path}/work/rewrite"],
+        ["--input", "dump", "--output", str(tmp_path / "work" / "rewrite")],
     )
-    assert dedup.arguments[:2] == ["--input", f"{tmp_path}/work/rewrite"]
+    assert dedup.arguments[:2] == ["--input", str(tmp_path / "work" / "rewrite")]
 
 
 def test_an_increment_in_a_recipe(tmp_path, capfd):

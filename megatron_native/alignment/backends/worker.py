@@ -22,6 +22,9 @@ _NEVER = -1
 """The tokenizer encodes across its special tokens: every chat is encoded whole."""
 _BEGINNING = 40
 """Characters of a message by which it is found again; the conduct's own words, which no template changes."""
+PROMPT_FILE = "worker.json"
+"""How a worker that was trained here is to be asked; `train-worker` writes it."""
+PROMPT_FORMAT = "megatron-native/worker/1"
 _NOT_THE_WORKER = {".md", ".txt", ".gitattributes", ".lock"}
 
 
@@ -56,6 +59,27 @@ class Worker:
         """Tokens of prompt and answer together, as `config.json` says (0 where it doesn't)."""
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         return int(config.get("max_position_embeddings") or 0)
+
+    @cached_property
+    def prompt(self) -> dict[str, Any]:
+        """How it was trained to be asked: `conduct` (its `name` and `hash`), `form`, `language`, `detail`; or empty.
+
+        Raises:
+            UserError: the file that says so can't be read.
+        """
+        path = self.folder / PROMPT_FILE
+        if not path.is_file():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["format"] != PROMPT_FORMAT:
+                raise ValueError(f"its format is {found['format']!r}, not {PROMPT_FORMAT!r}")
+            return {name: found[name] for name in ("conduct", "form", "language", "detail")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} can't be read ({type(error).__name__}: {error}): copy it again from where the worker was trained, "
+                "or take it away and say how to ask by --form, --language and --detail."
+            ) from None
 
     @cached_property
     def tokenizer(self) -> Any:

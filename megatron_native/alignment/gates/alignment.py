@@ -324,6 +324,39 @@ def _parted(
 
 
 @numba.njit(cache=True, nogil=True)
+def _related_between(
+    begin: int, end: int, kept: Any, j: int, a_outlines: Any, b_outlines: Any, a: Any, a_at: Any, b: Any, b_at: Any,
+    pre: Any, pre_at: Any, suf: Any, suf_at: Any,
+) -> int:  # fmt: skip
+    """The first word of a's [begin, end) that isn't aligned and is b's word j with other affixes, or -1."""
+    for i in range(begin, end):
+        if (
+            kept[i] != ALIGNED
+            and a_outlines[i] & b_outlines[j]
+            and related(a, a_at[i], a_at[i + 1], b, b_at[j], b_at[j + 1], pre, pre_at, suf, suf_at)
+        ):
+            return i
+    return -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _related_around(
+    place: int, n: int, j: int, a_outlines: Any, b_outlines: Any, a: Any, a_at: Any, b: Any, b_at: Any,
+    pre: Any, pre_at: Any, suf: Any, suf_at: Any,
+) -> int:  # fmt: skip
+    """The word of a's n that is nearest to a place and is b's word j with other affixes, or -1."""
+    for distance in range(min(n, 2048)):
+        for i in (place + distance, place - 1 - distance):
+            if (
+                0 <= i < n
+                and a_outlines[i] & b_outlines[j]
+                and related(a, a_at[i], a_at[i + 1], b, b_at[j], b_at[j + 1], pre, pre_at, suf, suf_at)
+            ):
+                return i
+    return -1
+
+
+@numba.njit(cache=True, nogil=True)
 def _align(
     a: Any, a_letters: Any, a_at: Any, b: Any, b_letters: Any, b_at: Any, pre: Any, pre_at: Any, suf: Any, suf_at: Any
 ) -> Any:
@@ -372,12 +405,8 @@ def _align(
             source[j] = ELSEWHERE
     searched = 0
     a_outlines, b_outlines = _outlines(a_letters, a_at), _outlines(b_letters, b_at)
-    b_begin = 0
     for j in range(m):  # words parted and joined, inside a gap
-        if partner[j] >= 0:
-            b_begin = j + 1
-            continue
-        if source[j] != NO_SOURCE:
+        if partner[j] >= 0 or source[j] != NO_SOURCE:
             continue
         begin, end = gap_begins[j], gap_ends[j]
         if _parted(b_letters, b_at, j, a_letters, a_at, begin, min(end, begin + 64), kept, JOINED, 3):
@@ -397,41 +426,19 @@ def _align(
     for j in range(m):
         if source[j] != NO_SOURCE:
             continue
-        begin, end = gap_begins[j], gap_ends[j]
-        b0, b1 = b_at[j], b_at[j + 1]
-        for i in range(begin, min(end, begin + 256)):
-            if (
-                kept[i] != ALIGNED
-                and a_outlines[i] & b_outlines[j]
-                and related(a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at)
-            ):
-                source[j] = RELATED
-                if kept[i] == NO_SOURCE:
-                    kept[i] = RELATED
-                break
-        if source[j] == NO_SOURCE and searched < _MOST_SEARCHED:
+        i = _related_between(
+            gap_begins[j], min(gap_ends[j], gap_begins[j] + 256), kept, j, a_outlines, b_outlines, a_letters, a_at,
+            b_letters, b_at, pre, pre_at, suf, suf_at,
+        )  # fmt: skip
+        if i < 0 and searched < _MOST_SEARCHED:
             searched += 1
-            for distance in range(0, min(n, 2048)):
-                i = begin + distance
-                if (
-                    i < n
-                    and a_outlines[i] & b_outlines[j]
-                    and related(a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at)
-                ):
-                    source[j] = RELATED
-                    if kept[i] == NO_SOURCE:
-                        kept[i] = RELATED
-                    break
-                i = begin - 1 - distance
-                if (
-                    i >= 0
-                    and a_outlines[i] & b_outlines[j]
-                    and related(a_letters, a_at[i], a_at[i + 1], b_letters, b0, b1, pre, pre_at, suf, suf_at)
-                ):
-                    source[j] = RELATED
-                    if kept[i] == NO_SOURCE:
-                        kept[i] = RELATED
-                    break
+            i = _related_around(
+                gap_begins[j], n, j, a_outlines, b_outlines, a_letters, a_at, b_letters, b_at, pre, pre_at, suf, suf_at
+            )
+        if i >= 0:
+            source[j] = RELATED
+            if kept[i] == NO_SOURCE:
+                kept[i] = RELATED
     for i in range(n):  # a word that is lost here may be there with other affixes
         if kept[i] != NO_SOURCE:
             continue

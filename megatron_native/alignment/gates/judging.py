@@ -43,6 +43,11 @@ class Verdict(NamedTuple):
         """`gate: reason` of each refusal."""
         return tuple(f"{judgement.gate}: {judgement.reason}" for judgement in self.judgements if not judgement.passed)
 
+    @property
+    def scores(self) -> dict[str, tuple[float, bool]]:
+        """Gate → (score, whether it passed), of every gate that judged."""
+        return {judgement.gate: (round(judgement.score, 4), judgement.passed) for judgement in self.judgements}
+
     def as_json(self) -> dict[str, Any]:
         """`{"passed", "scores": {gate: score}, "refused": {gate: reason}}`."""
         return {

@@ -178,8 +178,9 @@ def nth_pair(inputs: Sequence[str], settings: PairSettings, number: int) -> tupl
     Raises:
         UserError: there are fewer.
     """
-    count = 0
-    for count, pair in enumerate(pairs_of(inputs, settings), start=1):
-        if count == number:
+    read = 0
+    for pair in pairs_of(inputs, settings):
+        read += 1
+        if read == number:
             return pair
-    raise UserError(f"--explain {number}: the inputs hold {count} pairs, counted from 1.")
+    raise UserError(f"--explain {number}: the inputs hold {read} pairs, counted from 1.")

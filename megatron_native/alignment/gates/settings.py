@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from megatron_native.config.yaml_mapping import read_mapping
 from megatron_native.errors import UserError
 
 
@@ -40,15 +41,7 @@ def load_settings(file: Path | None = None, overrides: Sequence[str] = ()) -> di
     """
     settings = default_settings()
     if file is not None:
-        try:
-            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"--gates {file} can't be read: {error.strerror or error}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"--gates {file} is no YAML: {error}") from None
-        if not isinstance(raw, Mapping):
-            raise UserError(f"--gates {file}: it must be a mapping of gates, such as 'numbers: {{most_new: 0}}'.")
-        settings = merged(settings, raw, str(file))
+        settings = merged(settings, read_mapping(file, "numbers: {most_new: 0}", "--gates"), f"--gates {file}")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

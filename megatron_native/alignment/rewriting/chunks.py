@@ -10,10 +10,13 @@ import os
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
+
+if TYPE_CHECKING:
+    from megatron_native.alignment.passages import Passage
 
 CHUNKS = "chunks"
 ANSWERS = "answers"
@@ -47,6 +50,13 @@ class WaitingPassage(msgspec.Struct, array_like=True):
     after: str
     tokens: int
     digest: str
+
+    @classmethod
+    def of(cls, passage: Passage, document: int, number: int) -> WaitingPassage:
+        """A passage of a document."""
+        return cls(
+            document, number, passage.id, passage.text, passage.before, passage.after, passage.tokens, passage.digest
+        )
 
 
 class PassageOutcome(msgspec.Struct, omit_defaults=True):

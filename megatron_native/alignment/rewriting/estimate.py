@@ -100,6 +100,7 @@ def _sampled(
     parts = plan_parts(files, common_root(inputs, files), settings.reading.text_unit, 1 << 20)
     size = sum(part.bytes for part in parts)
     chosen = random.Random(seed).sample(parts, min(SAMPLED_PARTS, len(parts)))
+    tidier = Tidier(settings)
     found: list[_Sampled] = []
     waiting: list[WaitingPassage] = []
     share_read = 0.0
@@ -115,7 +116,7 @@ def _sampled(
         for record in read_part(part, settings.reading, on_read):
             if isinstance(record, Refusal):
                 continue
-            found.append(_look(record.text, record.id, len(found), settings, waiting))
+            found.append(_look(record.text, record.id, len(found), tidier, waiting))
             here += 1
             if here >= SAMPLED_DOCUMENTS // len(chosen):
                 whole = False
@@ -125,36 +126,14 @@ def _sampled(
 
 
 def _look(
-    text: str, document_id: str, number: int, settings: RewriteSettings, waiting: list[WaitingPassage]
+    text: str, document_id: str, number: int, tidier: Tidier, waiting: list[WaitingPassage]
 ) -> _Sampled:
-    tidier = _tidier(settings)
     tidier.tokens, tidier.passages = Counter(), Counter()
     tidied, _ = tidier.tidy(text)
     for place, (passage, state) in enumerate(tidier.cut(tidied, document_id)):
         if state == WAITING:
-            waiting.append(
-                WaitingPassage(
-                    number,
-                    place,
-                    passage.id,
-                    passage.text,
-                    passage.before,
-                    passage.after,
-                    passage.tokens,
-                    passage.digest,
-                )
-            )
+            waiting.append(WaitingPassage.of(passage, number, place))
     return _Sampled(utf8_bytes(text), tidier.tokens, tidier.passages)
-
-
-_TIDIERS: dict[int, Tidier] = {}
-
-
-def _tidier(settings: RewriteSettings) -> Tidier:
-    if id(settings) not in _TIDIERS:
-        _TIDIERS.clear()
-        _TIDIERS[id(settings)] = Tidier(settings)
-    return _TIDIERS[id(settings)]
 
 
 def _measured(

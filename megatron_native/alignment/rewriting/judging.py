@@ -48,11 +48,9 @@ def outcome_of(passage: WaitingPassage, answer: Answer, form: Form, gates: Gates
         except Exception as error:  # a gate's defect costs one passage its rewrite, not the run
             outcome.reason, outcome.answer = f"a gate failed: {type(error).__name__}: {error}", text
             return outcome
-        outcome.gates = {one.gate: (round(one.score, 4), one.passed) for one in verdict.judgements}
+        outcome.gates = verdict.scores
         if not verdict.passed:
-            failed = [one for one in verdict.judgements if not one.passed]
-            outcome.refused = [one.gate for one in failed]
-            outcome.reason = "; ".join(f"{one.gate}: {one.reason}" for one in failed)
+            outcome.refused, outcome.reason = list(verdict.refused_by), "; ".join(verdict.reasons)
             outcome.answer = text
             return outcome
     outcome.state, outcome.text = REWRITTEN, text

@@ -132,12 +132,7 @@ def prepare_part(part: Part, on_read: OnRead, output: Path, work: Path, settings
             for number, (passage, state) in enumerate(tidier.cut(text, document.id)):
                 states.append((passage.start, passage.stop, state))
                 if state == WAITING:
-                    waiting.append(
-                        WaitingPassage(
-                            documents.records, number, passage.id, passage.text, passage.before, passage.after,
-                            passage.tokens, passage.digest,
-                        )
-                    )  # fmt: skip
+                    waiting.append(WaitingPassage.of(passage, documents.records, number))
             documents.write(PreparedDocument(document.id, text, came_from(document), states, edits))
     chunks = write_chunks(work, part.name, waiting, settings.chunk_passages)
     return PartResult(account, written(output, [quarantine])).as_json() | {

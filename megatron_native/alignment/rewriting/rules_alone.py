@@ -41,6 +41,7 @@ def tidy_part(part: Part, on_read: OnRead, output: Path, settings: RewriteSettin
     with ExitStack() as stack:
         for writer in (documents, quarantine, decisions):
             stack.enter_context(writer)
+        before = 0
         for document in read_into(part, settings, on_read, account, quarantine):
             result = rules.apply(document.text)
             text, edits = result.text, dict(result.edits)
@@ -50,20 +51,18 @@ def tidy_part(part: Part, on_read: OnRead, output: Path, settings: RewriteSettin
                 record: dict[str, Any] = {
                     "id": document.id, "origin": document.text, "rewritten": text if verdict.passed else None,
                     "state": REWRITTEN if verdict.passed else REFUSED, "rules": edits,
-                    "gates": {one.gate: [round(one.score, 4), one.passed] for one in verdict.judgements},
+                    "gates": verdict.scores,
                 }  # fmt: skip
                 if not verdict.passed:
-                    failed = [one for one in verdict.judgements if not one.passed]
-                    refused_by.update(one.gate for one in failed)
-                    record["refused"] = [one.gate for one in failed]
-                    record["reason"] = "; ".join(f"{one.gate}: {one.reason}" for one in failed)
-                    record["answer"] = text
+                    refused_by.update(verdict.refused_by)
+                    record |= {"refused": verdict.refused_by, "reason": "; ".join(verdict.reasons), "answer": text}
                     text, edits, state = document.text, {}, REFUSED
                 decisions.write(record)
             states[state] += 1
             account.kept += 1
             account.kept_by_language[document.metadata.get("lang", "?")] += 1
-            account.bytes_kept += utf8_bytes(text)
+            account.bytes_kept += utf8_bytes(text) if state == REWRITTEN else account.bytes_read - before
+            before = account.bytes_read
             account.edits.update(edits)
             own: dict[str, Any] = {"engine": "rules"}
             if edits:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from megatron_native.alignment.backends.backend import Sampling
 from megatron_native.alignment.conduct import Conduct, load_conduct
-from megatron_native.alignment.prompts import Form, Messages, prompt_hash, render_rewriting
+from megatron_native.alignment.prompts import Detail, Form, Messages, prompt_hash, render_rewriting
 from megatron_native.documents.parts import PART_BYTES
 from megatron_native.documents.records import ReadSettings
 from megatron_native.errors import UserError
@@ -35,6 +34,7 @@ class RewriteSettings:
         form: `full` (the worker writes the passage again) or `edits` (it names the spans to replace).
         language: of the prompt's own words.
         examples: examples of the code in the prompt.
+        detail: `whole` (the prompt holds the code) or `brief` (for a worker that learned it).
         passage_tokens: tokens of a passage at most, as LLaMA-3 counts.
         context_tokens: tokens of the text before and after it that the worker reads.
         answer_ratio: tokens of an answer at most, for each token of its passage.
@@ -55,6 +55,7 @@ class RewriteSettings:
     form: Form = "full"
     language: str = "ar"
     examples: int = 0
+    detail: Detail = "whole"
     passage_tokens: int = PASSAGE_TOKENS
     context_tokens: int = CONTEXT_TOKENS
     answer_ratio: float = ANSWER_RATIO
@@ -89,11 +90,12 @@ class RewriteSettings:
     @cached_property
     def prompt_hash(self) -> str:
         """sha256 of the rendered prompt."""
-        return prompt_hash(self.code, self.form, self.language, self.examples)  # type: ignore[arg-type]  # checked there
+        return prompt_hash(self.code, self.form, self.language, self.examples, self.detail)  # type: ignore[arg-type]  # checked there
 
     def messages(self, text: str, before: str, after: str) -> Messages:
         """What the worker is asked about one passage."""
-        return render_rewriting(self.code, text, before, after, self.form, self.language, self.examples)  # type: ignore[arg-type]  # checked there
+        prompt = (self.form, self.language, self.examples, self.detail)
+        return render_rewriting(self.code, text, before, after, *prompt)  # type: ignore[arg-type]  # checked there
 
     def answer_tokens(self, tokens: int, fertility: float = 1.0) -> int:
         """Tokens that the answer on a passage of so many tokens may have.
@@ -122,28 +124,8 @@ class RewriteSettings:
         return values | {
             "worker": dict(self.worker), "conduct": {"name": self.code.name, "hash": self.code.hash},
             "prompt_hash": self.prompt_hash, "form": self.form, "language": self.language, "examples": self.examples,
+            **({"detail": self.detail} if self.detail != "whole" else {}),
             "passage_tokens": self.passage_tokens, "context_tokens": self.context_tokens, "answer_ratio": self.answer_ratio,
             "sampling": self.sampling.as_parameters(), "first_look": look and look.parameters, "tries": self.tries,
             "chunk_passages": self.chunk_passages,
         }  # fmt: skip
-
-
-def read_overrides(path: Path | None) -> dict[str, Any]:
-    """The mapping in a YAML file; empty where there is no file.
-
-    Raises:
-        UserError: the file can't be read, or holds something else.
-    """
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{path}: settings by name belong here ('name: value'), not {type(values).__name__}.")
-    return values or {}

@@ -1,4 +1,6 @@
+import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from megatron_native.alignment.backends.worker import Worker
 from megatron_native.alignment.conduct import load_conduct
 from megatron_native.alignment.passages import estimated_tokens
 from megatron_native.alignment.prompts import render_rewriting
+from megatron_native.commands.rewrite import add_arguments, prompt_of
 from megatron_native.errors import UserError
 from tests.alignment.rewriting.jobs import SENTENCES, text_of
 from tests.alignment.rewriting.workers import write_worker
@@ -64,3 +67,42 @@ def test_fertility_is_tokens_for_each_of_llama_3s(folder: Path) -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no config\.json"):
         Worker(tmp_path)
+
+
+TRAINED = {
+    "format": "megatron-native/worker/1", "conduct": {"name": "gulf", "hash": load_conduct("gulf").hash}, "form": "edits",
+    "language": "en", "detail": "brief", "seeds": 10,
+}  # fmt: skip
+
+
+def rewrite_arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["--input", "a", "--output", "b", *words])
+
+
+def test_a_worker_that_was_trained_here_says_how_it_is_asked(folder: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "trained"
+    shutil.copytree(folder, trained)
+    defaults = {"conduct": "general", "form": "full", "language": "ar", "detail": "whole"}
+    assert Worker(trained).prompt == {}
+    assert prompt_of(rewrite_arguments("--worker", str(trained))) == defaults
+    assert prompt_of(rewrite_arguments()) == defaults
+    (trained / "worker.json").write_text(json.dumps(TRAINED))
+    learned = {"conduct": "gulf", "form": "edits", "language": "en", "detail": "brief"}
+    assert Worker(trained).prompt == learned | {"conduct": TRAINED["conduct"]}
+    assert prompt_of(rewrite_arguments("--worker", str(trained))) == learned
+    given = rewrite_arguments("--worker", str(trained), "--conduct", "general", "--detail", "whole", "--form", "full")
+    assert prompt_of(given) == defaults | {"language": "en"}
+    with pytest.raises(UserError, match=r"--conduct general: the worker in .* learned the code 'gulf'"):
+        prompt_of(rewrite_arguments("--worker", str(trained), "--conduct", "general"))
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": "megatron-native/worker/2"}', '{"format": "megatron-native/worker/1"}']
+)
+def test_a_damaged_account_of_how_it_is_asked_is_named(folder: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(folder, tmp_path / "trained")
+    (tmp_path / "trained" / "worker.json").write_text(content)
+    with pytest.raises(UserError, match=r"worker\.json can't be read"):
+        _ = Worker(tmp_path / "trained").prompt

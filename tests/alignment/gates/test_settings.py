@@ -62,7 +62,7 @@ def test_a_broken_file_is_named(tmp_path):
     with pytest.raises(UserError, match="must be a mapping"):
         load_settings(file)
     file.write_text("a: [", encoding="utf-8")
-    with pytest.raises(UserError, match="no YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         load_settings(file)
 
 

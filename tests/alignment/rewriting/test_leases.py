@@ -150,9 +150,8 @@ def test_where_nobody_works_all_leases_are_given_up(tmp_path: Path) -> None:
         assert lease.attempt == 1
 
 
-def test_processes_that_race_get_each_thing_once(tmp_path: Path) -> None:
-    go = tmp_path / "go"
-    folder = tmp_path / "leases"
+def taken_in_a_race(folder: Path, go: Path) -> list[int]:
+    """What three processes that begin together got, in order."""
     racers = [start(RACE, folder, go) for _ in range(3)]
     time.sleep(0.5)
     go.touch()
@@ -163,7 +162,11 @@ def test_processes_that_race_get_each_thing_once(tmp_path: Path) -> None:
     for racer in racers:
         racer.kill()
         racer.wait()
-    assert sorted(map(int, taken)) == list(range(200))
+    return sorted(map(int, taken))
+
+
+def test_processes_that_race_get_each_thing_once(tmp_path: Path) -> None:
+    assert taken_in_a_race(tmp_path / "leases", tmp_path / "go") == list(range(200))
 
 
 def test_a_dead_lease_is_taken_by_one_of_many(tmp_path: Path) -> None:
@@ -173,18 +176,7 @@ def test_a_dead_lease_is_taken_by_one_of_many(tmp_path: Path) -> None:
     for number in range(200):
         foreign(folder / f"{number}.0", age=0)
     give_up_all(folder)
-    go = tmp_path / "go"
-    racers = [start(RACE, folder, go) for _ in range(3)]
-    time.sleep(0.5)
-    go.touch()
-    taken = []
-    for racer in racers:
-        assert racer.stdout is not None
-        taken += racer.stdout.readline().split()
-    for racer in racers:
-        racer.kill()
-        racer.wait()
-    assert sorted(map(int, taken)) == list(range(200))
+    assert taken_in_a_race(folder, tmp_path / "go") == list(range(200))
 
 
 def test_a_pid_that_was_given_to_another_process_holds_nothing(tmp_path: Path) -> None:
