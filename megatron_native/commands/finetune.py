@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", action="append", metavar="FILE[=WEIGHT]",
         help="file, folder or glob of conversations; may be given several times, weight 2 is seen twice an epoch",
     )  # fmt: skip
-    parser.add_argument("--heldout", action="append", metavar="FILE", help="conversations to measure (a share of the data)")
+    parser.add_argument(
+        "--heldout", action="append", metavar="FILE", help="conversations to measure (a share of the data)"
+    )
     add_training(parser, heldout_share="0.02")
 
 

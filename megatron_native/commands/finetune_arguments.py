@@ -38,7 +38,7 @@ def add_training(parser: argparse.ArgumentParser, heldout_share: str) -> None:
     training.add_argument(
         "--patience", type=int, metavar="N", help="evaluations without improvement before the end; 0: never early (4)"
     )
-    training.add_argument("--evaluations-per-epoch", type=int, metavar="N", help="of the held-out loss (4)")
+    training.add_argument("--evaluations-per-epoch", type=float, metavar="X", help="of the held-out loss (4)")
     training.add_argument("--export", choices=("best", "last"), help="the checkpoint that becomes the output (best)")
     where = parser.add_argument_group("where and how it runs")
     where.add_argument("--nproc", dest="processes", type=int, metavar="N", help="processes on this machine (1)")

@@ -34,7 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--form", default="full", choices=("full", "edits"), help="the passage again, or spans to replace (full)"
     )
     prompt.add_argument("--language", default="ar", choices=("ar", "en"), help="of the prompt's own words (ar)")
-    prompt.add_argument("--no-rules", action="store_true", help="origins as they are (tidied by the rules, as rewrite does)")
+    prompt.add_argument(
+        "--detail", default="brief", choices=("brief", "whole"),
+        help="a few words before the passage, or the whole code (brief: the worker learns the code from the pairs)",
+    )  # fmt: skip
+    prompt.add_argument(
+        "--no-rules", action="store_true", help="origins as they are (tidied by the rules, as rewrite does)"
+    )
     prompt.add_argument("--origin-key", default="origin", metavar="KEY", help="where a record's passage is (origin)")
     prompt.add_argument("--rewritten-key", default="rewritten", metavar="KEY", help="where its rewrite is (rewritten)")
     add_training(parser, heldout_share="0.05")
@@ -57,13 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--seeds names the files of pairs to learn from, such as annotate's output folder.")
     settings = settings_of(arguments)
     pairs = SeedSettings(
-        load_conduct(arguments.conduct), arguments.form, arguments.language, not arguments.no_rules,
-        0.05 if arguments.heldout_share is None else arguments.heldout_share, arguments.origin_key, arguments.rewritten_key,
+        load_conduct(arguments.conduct), arguments.form, arguments.language, arguments.detail,
+        not arguments.no_rules, 0.05 if arguments.heldout_share is None else arguments.heldout_share, arguments.origin_key, arguments.rewritten_key,
     )  # fmt: skip
     with what_happens_on_stderr(arguments.json):
-        result = train_worker(
-            seeds, pairs, settings, say, train=not arguments.prepare_only, dry_run=arguments.dry_run
-        )
+        result = train_worker(seeds, pairs, settings, say, train=not arguments.prepare_only, dry_run=arguments.dry_run)
     if arguments.json:
         print(json.dumps(result.as_json(), ensure_ascii=False, indent=2))
     else:

@@ -36,8 +36,8 @@ from megatron_native.posttraining.finetune_data import Conversations, prepare_co
 from megatron_native.posttraining.finetune_run import HELDOUT, Plan, finetune_run
 from megatron_native.posttraining.finetune_settings import DEFAULT_SEQ_LENGTH, FinetuneSettings
 from megatron_native.training.early_stop import BestCheckpoint, read_best
-from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.launch import FINISHED_FILE
+from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.retention import checkpoint_folder, step_of
 
 STAGE = "finetune"
@@ -209,7 +209,8 @@ def _refuse_other_settings(path: Path, asked: Mapping[str, Any]) -> None:
     differences = parameter_differences(there, asked) if there is not None else []
     if differences:
         raise UserError(
-            f"{path.parent} was begun with other settings: " + "; ".join(differences)
+            f"{path.parent} was begun with other settings: "
+            + "; ".join(differences)
             + ". Put them back to go on, choose another output, or delete the folder to begin anew."
         )
 

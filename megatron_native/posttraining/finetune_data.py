@@ -93,7 +93,9 @@ def prepare_conversations(
         made = prepare([source.path], folder / name, how, _execution([source.path]), say)
         account = made.manifest["counts"]
         data.append(
-            PreparedData(name, made.prefix, source.weight, account["kept"], made.manifest["tokens"], account["learned_tokens"])
+            PreparedData(
+                name, made.prefix, source.weight, account["kept"], made.manifest["tokens"], account["learned_tokens"]
+            )
         )
         digests[name] = _digest(made.manifest)
         counts.update(read=account["read"], kept=account["kept"], held_out=account["dropped"].get(HELD_OUT, 0))
@@ -152,9 +154,13 @@ def _share(settings: FinetuneSettings) -> tuple[float, list[str]]:
         while (found := _any_held_out(source.path, share)) is False and share < _LARGEST_SHARE:
             share = min(2 * share, _LARGEST_SHARE)
         if not found:
-            return 0.0, [f"nothing is held out: {source.path} has too few conversations for that; --heldout FILE names others."]
+            return 0.0, [
+                f"nothing is held out: {source.path} has too few conversations for that; --heldout FILE names others."
+            ]
     if share != settings.heldout_share:
-        notes.append(f"{share:.0%} is held out and not {settings.heldout_share:.0%}, which would be no conversation at all.")
+        notes.append(
+            f"{share:.0%} is held out and not {settings.heldout_share:.0%}, which would be no conversation at all."
+        )
     return share, notes
 
 
@@ -183,5 +189,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     kinds = (".bin", ".idx", ".mask")
     outputs = [entry["xxh3_128"] for entry in manifest["outputs"] if entry["path"].endswith(kinds)]
     if len(outputs) != len(kinds):
-        raise UserError(f"a manifest names {len(outputs)} files of a masked dataset, not {len(kinds)}: prepare it again.")
+        raise UserError(
+            f"a manifest names {len(outputs)} files of a masked dataset, not {len(kinds)}: prepare it again."
+        )
     return parameters_hash({"files": outputs})

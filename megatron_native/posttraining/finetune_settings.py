@@ -60,7 +60,7 @@ class FinetuneSettings:
     conversations_per_step: int = 128
     seq_length: int | None = None
     patience: int = 4
-    evaluations_per_epoch: int = 4
+    evaluations_per_epoch: float = 4
     template: str | None = None
     learn: Literal["all", "last"] = "all"
     export: Literal["best", "last"] = "best"
@@ -81,7 +81,9 @@ class FinetuneSettings:
             raise UserError("there is nothing to learn from: name files of conversations with --data.")
         for source in self.data:
             if not source.weight > 0:
-                raise UserError(f"--data {source.path}={source.weight:g}: a weight is above 0; leave the file out instead.")
+                raise UserError(
+                    f"--data {source.path}={source.weight:g}: a weight is above 0; leave the file out instead."
+                )
         for name, value, right in (
             ("--epochs", self.epochs, self.epochs > 0),
             ("--conversations-per-step", self.conversations_per_step, self.conversations_per_step > 0),

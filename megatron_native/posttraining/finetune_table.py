@@ -23,7 +23,9 @@ def table(result: FinetuneResult, planned: bool = False) -> str:
     if not planned and result.exit_code == EXIT_DONE and result.last_step is not None:
         rows += _outcome(result)
     width = max(len(name) for name, _ in rows)
-    return "\n".join([*(f"{name:<{width}}  {value}" for name, value in rows), *(f"note: {note}" for note in result.notes)])
+    return "\n".join(
+        [*(f"{name:<{width}}  {value}" for name, value in rows), *(f"note: {note}" for note in result.notes)]
+    )
 
 
 def _outcome(result: FinetuneResult) -> list[tuple[str, str]]:

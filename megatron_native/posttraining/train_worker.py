@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_native.alignment.backends.worker import PROMPT_FILE, PROMPT_FORMAT
 from megatron_native.alignment.prompts import prompt_hash
 from megatron_native.errors import UserError
 from megatron_native.posttraining.finetune import FinetuneResult, finetune, plan_finetune
 from megatron_native.posttraining.finetune_settings import DataSource, FinetuneSettings
 from megatron_native.posttraining.worker_seeds import SeedFiles, SeedSettings, write_conversations
-
-WORKER_FILE = "worker.json"
-WORKER_FORMAT = "megatron-native/worker/1"
 
 
 @dataclass(frozen=True)
@@ -60,20 +58,20 @@ def train_worker(
             written = write_conversations(seeds, Path(folder), pairs)
             return WorkerResult(plan_finetune(_with_files(settings, written), say), written)
     written = write_conversations(seeds, settings.work_folder / "seeds", pairs)
-    description = {WORKER_FILE: worker_description(pairs, written)}
+    description = {PROMPT_FILE: worker_description(pairs, written)}
     return WorkerResult(finetune(_with_files(settings, written), say, description, train), written)
 
 
 def worker_description(pairs: SeedSettings, written: SeedFiles) -> dict[str, Any]:
     """What `worker.json` says: with which prompt the worker was trained, so that `rewrite` can send the same."""
     return {
-        "format": WORKER_FORMAT,
-        "conduct": pairs.conduct.name,
-        "conduct_hash": pairs.conduct.hash,
+        "format": PROMPT_FORMAT,
+        "conduct": {"name": pairs.conduct.name, "hash": pairs.conduct.hash},
         "form": pairs.form,
         "language": pairs.language,
-        "examples": 0,
-        "prompt_hash": prompt_hash(pairs.conduct, pairs.form, pairs.language),
+        "detail": pairs.detail,
+        "prompt_hash": prompt_hash(pairs.conduct, pairs.form, pairs.language, detail=pairs.detail),
+        "context_tokens": 0,
         "rules": pairs.rules,
         "seeds": {"pairs": written.learned, "held_out": written.held_out},
     }

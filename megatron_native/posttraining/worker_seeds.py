@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from megatron_native.alignment.conduct import Conduct, Language
 from megatron_native.alignment.gates.pairs import PairSettings, pair_of
-from megatron_native.alignment.prompts import Form, Messages, edits_between, render_edits, render_rewriting
+from megatron_native.alignment.prompts import Detail, Form, Messages, edits_between, render_edits, render_rewriting
 from megatron_native.documents.inputs import common_root, expand_inputs
 from megatron_native.documents.parts import plan_parts
 from megatron_native.documents.records import Refusal
@@ -34,6 +34,7 @@ class SeedSettings:
         conduct: the code of conduct that the seeds were rewritten by.
         form: `full` (the answer is the rewritten passage) or `edits` (the spans to replace).
         language: of the prompt's own words.
+        detail: `brief` (a few words before the passage: the worker learns the code from the pairs) or `whole` (the code).
         rules: whether origins are tidied by the rules first, as a rewriting does before it asks the worker.
         heldout_share: share of the origins that is held out.
         origin_key, rewritten_key: where the texts are in a record.
@@ -42,6 +43,7 @@ class SeedSettings:
     conduct: Conduct
     form: Form = "full"
     language: Language = "ar"
+    detail: Detail = "brief"
     rules: bool = True
     heldout_share: float = 0.05
     origin_key: str = "origin"
@@ -49,14 +51,18 @@ class SeedSettings:
 
     def check(self) -> None:
         """Raise a `UserError` for values that can't be meant."""
-        if self.form not in get_args(Form):
-            raise UserError(f"--form {self.form}: choose one of {', '.join(get_args(Form))}.")
+        for name, value, choices in (
+            ("--form", self.form, get_args(Form)),
+            ("--detail", self.detail, get_args(Detail)),
+        ):
+            if value not in choices:
+                raise UserError(f"{name} {value}: choose one of {', '.join(choices)}.")
         if not 0 <= self.heldout_share < 1:
             raise UserError(f"--heldout-share {self.heldout_share}: give a share from 0 to below 1, such as 0.05.")
 
     def messages(self, passage: str) -> Messages:
         """What the worker is asked about a passage."""
-        return render_rewriting(self.conduct, passage, form=self.form, language=self.language)
+        return render_rewriting(self.conduct, passage, form=self.form, language=self.language, detail=self.detail)
 
     def answer(self, passage: str, rewritten: str) -> str:
         """What the worker is to answer."""
@@ -141,7 +147,22 @@ def _pairs(seeds: list[str], settings: SeedSettings) -> Iterator[tuple[str, str]
     for part in plan_parts(files, common_root(seeds, files), "file", keys.part_bytes):
         for record in read_part(part, keys.reading):
             found = pair_of(record, keys)
-            yield found if isinstance(found, Refusal) else (found[0], found[1])
+            if isinstance(found, Refusal):
+                yield found
+                continue
+            _require_conduct(found[2], settings.conduct)
+            yield found[0], found[1]
+
+
+def _require_conduct(record: dict[str, Any], conduct: Conduct) -> None:
+    """Refuse pairs that were made by another code than the one that the worker is to stand for."""
+    annotation = record.get("annotation")  # of a record's `metadata`, whose keys reading brings up
+    if not isinstance(annotation, dict) or annotation.get("conduct_hash") in (None, conduct.hash):
+        return
+    raise UserError(
+        f"--conduct {conduct.name} (hash {conduct.hash[:12]}): the seeds were annotated by the code "
+        f"'{annotation.get('conduct')}' (hash {str(annotation['conduct_hash'])[:12]}); name that one, in the version that it had."
+    )
 
 
 def _held_out(seeds: list[str], settings: SeedSettings) -> set[bytes]:

@@ -37,7 +37,18 @@ ANSWERS = {
     "ما عاصمة سوريا؟": "دمشق",
     "ما عاصمة السودان؟": "الخرطوم",
 }
-SETTINGS = ("--template", "chatml", "--seq-length", "128", "--epochs", "8", "--evaluations-per-epoch", "1", "--nproc", "1")
+SETTINGS = (
+    "--template",
+    "chatml",
+    "--seq-length",
+    "128",
+    "--epochs",
+    "8",
+    "--evaluations-per-epoch",
+    "1",
+    "--nproc",
+    "1",
+)
 RUN = (
     "training.precision=fp32", "optimizer.lr=2e-3", "optimizer.adam_eps=1e-5", "logging.tensorboard=false", "platform=cpu"
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_native.alignment.conduct import load_conduct
-from megatron_native.alignment.prompts import apply_edits, parse_edits
+from megatron_native.alignment.prompts import Detail, apply_edits, parse_edits
 from megatron_native.alignment.rewriting.settings import RewriteSettings
 from megatron_native.errors import UserError
 from megatron_native.posttraining.worker_seeds import SeedFiles, SeedSettings, write_conversations
@@ -42,11 +42,12 @@ def balanced(files: SeedFiles) -> bool:
     return files.read == files.learned + files.held_out + lost
 
 
-def test_the_prompt_is_that_of_a_rewriting(tmp_path: Path) -> None:
+@pytest.mark.parametrize("detail", ["brief", "whole"])
+def test_the_prompt_is_that_of_a_rewriting(tmp_path: Path, detail: Detail) -> None:
     seeds = write_seeds(tmp_path / "seeds.jsonl", PAIRS, model="expert")
-    settings = SeedSettings(load_conduct("general"), rules=False, heldout_share=0)
+    settings = SeedSettings(load_conduct("general"), detail=detail, rules=False, heldout_share=0)
     files = write_conversations([seeds], tmp_path / "out", settings)
-    asked = RewriteSettings(engine="vllm", conduct="general")
+    asked = RewriteSettings(engine="vllm", conduct="general", detail=detail)
     found = conversations(files.train)
     assert [one["messages"] for one in found] == [
         [*asked.messages(origin, "", ""), {"role": "assistant", "content": rewritten}] for origin, rewritten in PAIRS
@@ -68,7 +69,7 @@ def test_edits_make_the_rewrite_of_the_passage(tmp_path: Path) -> None:
         answer = parse_edits(one["messages"][-1]["content"], origin)
         assert answer.complete
         assert apply_edits(origin, answer.edits) == rewritten
-        assert '{"find": "…", "replace": "…"}' in one["messages"][0]["content"]
+        assert one["messages"][0]["content"] == "صحّح المقطع باستبدالات."
     assert found[3]["messages"][-1]["content"] == "[]"
 
 
@@ -106,6 +107,16 @@ def test_an_array_and_a_folder_are_read_and_every_record_is_accounted_for(tmp_pa
     assert sum(files.quarantined.values()) >= 1
     again = write_conversations([str(folder)], tmp_path / "again", settings)
     assert again.train.read_bytes() == files.train.read_bytes()
+
+
+def test_pairs_of_another_code_of_conduct_are_refused(tmp_path: Path) -> None:
+    metadata = {"annotation": {"conduct": "news", "conduct_hash": "0" * 64}}
+    seeds = write_seeds(tmp_path / "seeds.jsonl", PAIRS, metadata=metadata)
+    with pytest.raises(UserError, match="annotated by the code 'news'"):
+        write_conversations([seeds], tmp_path / "out", GENERAL)
+    metadata["annotation"]["conduct_hash"] = GENERAL.conduct.hash
+    again = write_seeds(tmp_path / "seeds.jsonl", PAIRS, metadata=metadata)
+    assert write_conversations([again], tmp_path / "out", GENERAL).read == 3
 
 
 def test_records_without_pairs_are_refused(tmp_path: Path) -> None:
