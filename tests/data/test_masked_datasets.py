@@ -220,7 +220,7 @@ def test_masked_and_unmasked_are_not_merged_nor_are_different_templates(tmp_path
     texts = documents(4, 9)
     plain = write_dataset(tmp_path / "plain", texts)
     write_manifest(plain, texts, policy={"end": None})
-    with pytest.raises(UserError, match="chats has a mask and .*plain has none"):
+    with pytest.raises(UserError, match=r"chats has a mask and .*plain has none"):
         merge_datasets([str(whole), str(plain)], tmp_path / "both")
     other = masked_dataset(tmp_path / "other", 1, chat={**CHAT, "template_hash": "c" * 64})
     with pytest.raises(UserError, match="different chat templates"):
