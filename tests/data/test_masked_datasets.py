@@ -138,7 +138,8 @@ def test_a_writer_wants_a_mask_for_every_document_or_for_none(tmp_path: Path, wh
     ):
         writer.add_document(np.arange(3))
     assert not list(tmp_path.glob("y*"))
-    plain = write_dataset(tmp_path / "plain", documents(4))
+    plain = write_dataset(masked_dataset(tmp_path / "plain", lengths=(4,)), documents(4))
+    assert not IndexedTokens(plain).masked, "a mask that lay there is not taken for the new dataset's"
     with pytest.raises(UserError, match="masked and unmasked data can't be joined"):
         merge([whole, plain], tmp_path / "z", np.uint16, masked=True)
 
