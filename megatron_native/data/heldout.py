@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_native.data.dataset_files import DatasetFiles, document_policy
-from megatron_native.data.indexed import verify_structure
+from megatron_native.data.indexed import IndexedTokens, verify_structure
 from megatron_native.data.tokenizers import Tokenizer
 from megatron_native.errors import UserError
 
@@ -116,7 +116,7 @@ def conversation_windows(prefix: str | Path, tokenizer: Tokenizer, seq_length: i
     files = DatasetFiles(Path(prefix))
     manifest = files.manifest()
     files.refuse_lost_mask(manifest)
-    dataset = verify_structure(files.prefix, tokenizer.vocab_size)
+    dataset = IndexedTokens(files.prefix)
     if not dataset.masked:
         raise UserError(
             f"held-out conversations {files.prefix}: there is no {files.mask.name}, which says what of them is predicted. Give "
@@ -128,8 +128,8 @@ def conversation_windows(prefix: str | Path, tokenizer: Tokenizer, seq_length: i
             f"held-out conversations {files.prefix} were prepared with another tokenizer (hash {made_by}) than the model's, "
             f"{tokenizer.path} (hash {tokenizer.hash}). Prepare them again with the model's."
         )
-    lengths = dataset.document_lengths()
-    longest = int(lengths.max(initial=0))
+    verify_structure(files.prefix, tokenizer.vocab_size)
+    longest = int(dataset.document_lengths().max(initial=0))
     if longest > seq_length:
         raise UserError(
             f"held-out conversations {files.prefix}: one has {longest:,} tokens, and a sequence of the run has {seq_length:,}. "

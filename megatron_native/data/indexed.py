@@ -158,6 +158,7 @@ class IndexedWriter:
             with open(self._temporary["ends"], "rb") as ends:
                 shutil.copyfileobj(ends, out, 1 << 22)
             _flush(out)
+        mask_path(self.prefix).unlink(missing_ok=True)  # of a dataset that was there
         if self._mask is not None:
             os.replace(self._temporary["mask"], mask_path(self.prefix))
         os.replace(self._temporary["bin"], bin_path(self.prefix))
@@ -267,8 +268,7 @@ class IndexedTokens:
             UserError: the file has become shorter than its index says.
         """
         size = self.dtype.itemsize
-        content = _read_bytes(self._file, start * size, count * size, bin_path(self.prefix))
-        return np.frombuffer(content, dtype=self.dtype)
+        return np.frombuffer(_read_bytes(self._file, start * size, count * size, bin_path(self.prefix)), self.dtype)
 
     def read_learned(self, start: int, count: int) -> NDArray[np.uint8]:
         """uint8 [count]: 1 where an id, from the `start`-th on, is learned when it is a label; without a mask, all are."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -130,19 +132,11 @@ class ChatEncoder:
             RefusedConversationError: a message holds a control token, or the template renders an answer's prompt otherwise
                 when the answer follows.
         """
+        for place, message in enumerate(messages):
+            self._refuse_control(message["content"], place)
         text = self.render(messages)
         answers = self._answers(messages)
-        starts = [self._start(text, messages, place) for place in answers]
-        contents = [message["content"] for message in messages]
-        whole, *others = self._encode([text, *contents, *(text[:start] for start in starts)])
-        for place, ids in enumerate(others[: len(contents)]):
-            if not self._control.isdisjoint(ids):
-                raise RefusedConversationError("control token in a message", f"turn {place + 1}")
-        prompts = others[len(contents) :]
-        if all(whole[: len(prompt)] == prompt for prompt in prompts):
-            ids, begins = whole, [len(prompt) for prompt in prompts]
-        else:
-            ids, begins = self._encode_apart(text, starts, whole)
+        ids, begins = self._encode_whole(text, [self._start(text, messages, place) for place in answers])
         learned = np.zeros(len(ids), dtype=np.uint8)
         for begin, place in zip(begins, answers):
             end = next((at for at in range(begin, len(ids)) if ids[at] in self._control), None)
@@ -174,6 +168,33 @@ class ChatEncoder:
             raise RefusedConversationError(_CHANGES, f"turn {place + 1} is rendered otherwise when others follow")
         return len(prompt)
 
+    def _refuse_control(self, content: str, place: int) -> None:
+        """Refuse a message of which some text would become a control token."""
+        spelled = self._spelled.search(content) is not None
+        if spelled or (self._normalizes and not self._control.isdisjoint(self._encode([content])[0])):
+            raise RefusedConversationError("control token in a message", f"turn {place + 1}")
+
+    def _encode_whole(self, text: str, starts: list[int]) -> tuple[list[int], list[int]]:
+        """The ids of a rendered conversation, and where among them each of the answers begins that begin at `starts`.
+
+        A tokenizer encodes what stands before a control token by itself. So of each prompt only what follows its last
+        control token is encoded again, to see that the answer does not change it.
+        """
+        ends = [match.end() for match in self._spelled.finditer(text)]
+        before = [bisect_right(ends, start) for start in starts]
+        tails = [text[ends[count - 1] if count else 0 : start] for count, start in zip(before, starts)]
+        ids, *tail_ids = self._encode([text, *tails])
+        controls = [at for at, index in enumerate(ids) if index in self._control]
+        if len(controls) == len(ends):
+            firsts = [controls[count - 1] + 1 if count else 0 for count in before]
+            begins = [first + len(tail) for first, tail in zip(firsts, tail_ids)]
+            if all(ids[first:begin] == tail for first, begin, tail in zip(firsts, begins, tail_ids)):
+                return ids, begins
+        prompts = self._encode([text[:start] for start in starts])
+        if all(ids[: len(prompt)] == prompt for prompt in prompts):
+            return ids, [len(prompt) for prompt in prompts]
+        return self._encode_apart(text, starts, ids)
+
     def _encode_apart(self, text: str, starts: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
         """The ids with a cut where each answer begins, for a token that would straddle it: inference has it cut too."""
         bounds = [0, *starts, len(text)]
@@ -198,6 +219,18 @@ class ChatEncoder:
         special |= set(tokenizer.all_special_ids)
         unknown = tokenizer.unk_token_id
         return special - ({unknown} - {tokenizer.eos_token_id, tokenizer.bos_token_id})
+
+    @cached_property
+    def _spelled(self) -> re.Pattern[str]:
+        """Any control token as it is spelled, the longest first."""
+        spellings = self.tokenizer.convert_ids_to_tokens(sorted(self._control))
+        return re.compile("|".join(map(re.escape, sorted(spellings, key=len, reverse=True))) or "(?!)")
+
+    @cached_property
+    def _normalizes(self) -> bool:
+        """Whether other spellings can become a control token, by the tokenizer's normalization."""
+        tokens = self.tokenizer.added_tokens_decoder
+        return any(index not in tokens or tokens[index].normalized for index in self._control)
 
     def _find_template(self, chosen: str | Path | None) -> str:
         if chosen is None:

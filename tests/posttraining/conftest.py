@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.data.small_tokenizers import write_bpe
+from tests.data.small_tokenizers import SENTENCES, write_bpe
 
 INST = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
@@ -49,6 +50,30 @@ def llama3(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("llama3"), specials, "<|begin_of_text|>", bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def metaspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LLaMA-2's manner: blanks as signs of the word after them, one before every text; Mistral's template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("metaspace")
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer.train_from_iterator(SENTENCES * 3, trainers.BpeTrainer(vocab_size=800, special_tokens=specials))
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "chat_template": INST,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture(scope="session")

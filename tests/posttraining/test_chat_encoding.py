@@ -54,15 +54,20 @@ def test_a_mask_by_hand(chatml: Path) -> None:
 
 @pytest.mark.parametrize(("name", "template", "end"), [
     ("chatml", "chatml", "<|im_end|>"), ("llama3", "llama3", "<|eot_id|>"), ("inst", None, "</s>"),
+    ("metaspace", None, "</s>"),
 ])  # fmt: skip
 def test_every_answer_and_the_end_of_its_turn_and_nothing_else(
     request: pytest.FixtureRequest, name: str, template: str | None, end: str
 ) -> None:
     encoder = ChatEncoder(request.getfixturevalue(name), template)
-    messages = CHAT if name != "inst" else CHAT[1:]
+    messages = CHAT if template else CHAT[1:]
     answers = [message["content"] + end for message in messages if message["role"] == "assistant"]
     found = learned_texts(encoder, encoder.encode(messages))
-    assert [text.removeprefix(" ") if name == "inst" else text for text in found] == answers
+    assert [text.removeprefix(" ") for text in found] == answers
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant":
+            prompt = encoder.prompt_ids(messages[:place])
+            assert encoder.encode(messages).ids[: len(prompt)].tolist() == prompt
     last = ChatEncoder(encoder.folder, template, "last")
     assert learned_texts(last, last.encode(messages)) == found[-1:]
     assert last.encode(messages).ids.tolist() == encoder.encode(messages).ids.tolist()

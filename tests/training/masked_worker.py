@@ -68,7 +68,11 @@ def influence(model: Any, samples: list[Sample], vocab_size: int, platform: Any)
         for one in (sample, replace(sample, tokens=tokens))
     )
     moved = (before - after).abs()
-    return {"own": float(moved[:first].max()), "others": float(moved[first:].max()), "documents": len(sample.document_lengths)}
+    return {
+        "own": float(moved[:first].max()),
+        "others": float(moved[first:].max()),
+        "documents": len(sample.document_lengths),
+    }
 
 
 def masked(job: dict[str, Any], platform: Any) -> dict[str, Any]:
