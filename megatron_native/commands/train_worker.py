@@ -61,10 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     seeds = [word for word in arguments.seeds if word not in arguments.overrides]
     if not seeds:
         raise UserError("--seeds names the files of pairs to learn from, such as annotate's output folder.")
-    settings = settings_of(arguments)
+    settings = settings_of(arguments, heldout_share=0.05)
     pairs = SeedSettings(
-        load_conduct(arguments.conduct), arguments.form, arguments.language, arguments.detail,
-        not arguments.no_rules, 0.05 if arguments.heldout_share is None else arguments.heldout_share, arguments.origin_key, arguments.rewritten_key,
+        load_conduct(arguments.conduct), arguments.form, arguments.language, arguments.detail, not arguments.no_rules,
+        settings.heldout_share, arguments.origin_key, arguments.rewritten_key,
     )  # fmt: skip
     with what_happens_on_stderr(arguments.json):
         result = train_worker(seeds, pairs, settings, say, train=not arguments.prepare_only, dry_run=arguments.dry_run)

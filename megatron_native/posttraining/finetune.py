@@ -33,7 +33,7 @@ from megatron_native.manifest import (
     write_json,
 )
 from megatron_native.posttraining.finetune_data import Conversations, prepare_conversations
-from megatron_native.posttraining.finetune_run import HELDOUT, Plan, finetune_run
+from megatron_native.posttraining.finetune_run import HELDOUT, Plan, check_run, finetune_run, given_setting
 from megatron_native.posttraining.finetune_settings import DEFAULT_SEQ_LENGTH, FinetuneSettings
 from megatron_native.training.early_stop import BestCheckpoint, read_best
 from megatron_native.training.launch import FINISHED_FILE
@@ -87,14 +87,10 @@ class FinetuneResult:
 def plan_finetune(settings: FinetuneSettings, say: Callable[[str], None]) -> FinetuneResult:
     """What a fine-tuning would come to; the conversations are encoded into a temporary folder, nothing else is written."""
     settings.check()
-    tokenizer, longest = _tokenizer_of(settings.base)
+    tokenizer, length = _checked(settings)
     with tempfile.TemporaryDirectory(prefix="megatron-native-") as folder:
-        length = settings.seq_length or min(DEFAULT_SEQ_LENGTH, longest or DEFAULT_SEQ_LENGTH)
         found = prepare_conversations(settings, tokenizer, Path(folder), length, say)
-        stand_in = Path(folder) / "base"
-        stand_in.mkdir()
-        (stand_in / "metadata.json").touch()  # the base is not imported for a plan
-        _, plan = finetune_run(settings, stand_in, found.data, found.heldout, length)
+        _, plan = finetune_run(settings, Path("base"), found.data, found.heldout, length)
     return FinetuneResult(settings.output, plan, found.account, notes=found.notes)
 
 
@@ -118,8 +114,7 @@ def finetune(
     settings.check()
     work = settings.work_folder
     _refuse_foreign_output(settings)
-    tokenizer, longest = _tokenizer_of(settings.base)
-    length = settings.seq_length or min(DEFAULT_SEQ_LENGTH, longest or DEFAULT_SEQ_LENGTH)
+    tokenizer, length = _checked(settings)
     found = prepare_conversations(settings, tokenizer, work / "data", length, say)
     base = _imported(settings, work, say)
     run, plan = finetune_run(settings, base, found.data, found.heldout, length)
@@ -148,20 +143,29 @@ def finetune(
     return result
 
 
-def _tokenizer_of(base: Path) -> tuple[Path, int | None]:
-    """Folder of the base's tokenizer, and the longest context of the model."""
+def _checked(settings: FinetuneSettings) -> tuple[Path, int]:
+    """The folder of the base's tokenizer and the tokens of context, when the settings fit the model."""
+    base = settings.base
     if (base / layout.MODEL_FILE).is_file():
         layout.check_complete(base)
-        config = layout.read_model_config(base)
-        return base / layout.TOKENIZER_FOLDER, config.max_position_embeddings
-    if (base / "config.json").is_file():
+        tokenizer, model = base / layout.TOKENIZER_FOLDER, layout.read_model_config(base)
+    elif (base / "config.json").is_file():
         from megatron_native.models.families import read_hf_config, to_model_config
 
-        return base, to_model_config(read_hf_config(base)).max_position_embeddings
-    raise UserError(
-        f"--base {base} is neither a Hugging Face folder (config.json) nor a checkpoint ({layout.MODEL_FILE}): give one of "
-        "them."
-    )
+        tokenizer, model = base, to_model_config(read_hf_config(base))
+    else:
+        raise UserError(
+            f"--base {base} is neither a Hugging Face folder (config.json) nor a checkpoint ({layout.MODEL_FILE}): give one "
+            "of them."
+        )
+    of_run = given_setting(settings, "data", "seq_length")
+    if None not in (of_run, settings.seq_length) and of_run != settings.seq_length:
+        raise UserError(
+            f"--seq-length {settings.seq_length} and data.seq_length {of_run} say different things: give one."
+        )
+    length = of_run or settings.seq_length or min(DEFAULT_SEQ_LENGTH, model.max_position_embeddings)
+    check_run(settings, model, length)
+    return tokenizer, length
 
 
 def _imported(settings: FinetuneSettings, work: Path, say: Callable[[str], None]) -> Path:

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_native.config.load import apply_overrides, check_run_config
+from megatron_native.config.layout import check_layout
+from megatron_native.config.load import apply_overrides, validate_run_config
 from megatron_native.config.merge import merged
+from megatron_native.config.model import ModelConfig
 from megatron_native.config.presets import over_preset
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
@@ -25,6 +27,8 @@ LEAST_STEPS_PER_EPOCH = 8
 """A batch is no larger than leaves an epoch so many steps: few conversations are not learned in two large steps."""
 MOST_EVALUATIONS = 50
 """A run of many short epochs is not measured, and saved, after every step."""
+SOURCE = "the run of this fine-tuning"
+_MANY_STEPS = 1_000_000
 HELDOUT = "conversations"
 """Name of the held-out set in metrics."""
 
@@ -94,7 +98,7 @@ def finetune_run(
 
     Args:
         settings: what was asked for; its `config` and `overrides` win over every value that is worked out here.
-        checkpoint: the imported base; where it is not there yet, the configuration is not checked against the disk.
+        checkpoint: the imported base; it may not be there yet.
         data: the mixture.
         heldout: prefix of the held-out masked dataset, if there is one.
         seq_length: tokens of context, unless the run's settings say otherwise.
@@ -112,12 +116,14 @@ def finetune_run(
     conversations = sum(one.conversations * one.weight for one in data)
     if not sequences:
         raise UserError("the conversations give no sequence to train on: look at the account of what was dropped.")
-    batch = _given(settings, "training", "global_batch_size") or _batch(settings, asked, conversations, sequences)
-    steps = _given(settings, "training", "steps") or max(1, math.ceil(settings.epochs * sequences / batch))
+    batch = given_setting(settings, "training", "global_batch_size") or _batch(
+        settings, asked, conversations, sequences
+    )
+    steps = given_setting(settings, "training", "steps") or max(1, math.ceil(settings.epochs * sequences / batch))
     interval = max(1, round(sequences / batch / settings.evaluations_per_epoch), math.ceil(steps / MOST_EVALUATIONS))
     blend = [replace(one, weight=count) for one, count in zip(data, counts, strict=True)]
     raw = _defaults(settings, checkpoint, blend, heldout, seq_length, batch, steps, min(interval, steps), asked)
-    config = check_run_config(_with_settings(raw, settings), "the run of this fine-tuning")
+    config = validate_run_config(_with_settings(raw, settings), SOURCE)
     tokens = sum(one.tokens * one.weight for one in data)
     real = config.training.steps or 0
     plan = Plan(
@@ -126,6 +132,20 @@ def finetune_run(
         real * config.training.global_batch_size / sequences, config.evaluation.interval,
     )  # fmt: skip
     return config, plan
+
+
+def check_run(settings: FinetuneSettings, model: ModelConfig, seq_length: int) -> None:
+    """Refuse settings of the run that can't be, before anything is encoded or imported.
+
+    Raises:
+        UserError: a key, a value or the layout is wrong.
+    """
+    data = [PreparedData(f"data-{n}", Path(f"data-{n}"), one.weight, 1, 1, 1) for n, one in enumerate(settings.data)]
+    heldout = Path(HELDOUT) if settings.heldout or settings.heldout_share else None
+    asked = _with_settings(_defaults(settings, Path("base"), data, heldout, seq_length, 1, 1), settings)
+    batch = given_setting(settings, "training", "global_batch_size") or _batch(settings, asked, 1.0, 1.0)
+    raw = _defaults(settings, Path("base"), data, heldout, seq_length, batch, _MANY_STEPS, 1, asked)
+    check_layout(validate_run_config(_with_settings(raw, settings), SOURCE), model, settings.processes)
 
 
 def _batch(settings: FinetuneSettings, asked: Mapping[str, Any], conversations: float, sequences: float) -> int:
@@ -177,12 +197,13 @@ def _with_settings(defaults: dict[str, Any], settings: FinetuneSettings) -> dict
     presets = apply_overrides(raw, [text for text in settings.overrides if text.startswith("preset=")])
     if presets.get("preset") is not None:
         raw = over_preset(presets["preset"], raw)
+    raw = apply_overrides(raw, settings.overrides)
     if raw.get("phases"):
         raise UserError("a fine-tuning has no phases: its length is --epochs, or training.steps.")
-    return apply_overrides(raw, settings.overrides)
+    return raw
 
 
-def _given(settings: FinetuneSettings, section: str, key: str) -> int | None:
+def given_setting(settings: FinetuneSettings, section: str, key: str) -> int | None:
     """A setting of the run that the user gave, or None."""
     over = [text for text in settings.overrides if text.startswith(f"{section}.{key}=")]
     value = (apply_overrides(dict(settings.config), over).get(section) or {}).get(key)

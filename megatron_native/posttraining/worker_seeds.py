@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -101,8 +102,10 @@ def write_conversations(seeds: list[str], folder: Path, settings: SeedSettings) 
     seen: set[bytes] = set()
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in (TRAIN_FILE, HELDOUT_FILE)}
-    files = {name: open(f"{path}.partial", "w", encoding="utf-8") for name, path in paths.items()}
-    try:
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context(open(f"{path}.partial", "w", encoding="utf-8")) for name, path in paths.items()
+        }
         for found in _pairs(seeds, settings):
             counts["read"] += 1
             if isinstance(found, Refusal):
@@ -123,9 +126,6 @@ def write_conversations(seeds: list[str], folder: Path, settings: SeedSettings) 
             answer = {"role": "assistant", "content": settings.answer(passage, rewritten)}
             record = {"id": f"pair-{key.hex()[:16]}", "messages": [*settings.messages(passage), answer]}
             files[name].write(json.dumps(record, ensure_ascii=False) + "\n")
-    finally:
-        for file in files.values():
-            file.close()
     if not counts[TRAIN_FILE]:
         raise UserError(
             f"{' '.join(seeds)}: no pair to learn from among {counts['read']} records ({_reasons(dropped + quarantined)}): "
@@ -161,7 +161,8 @@ def _require_conduct(record: dict[str, Any], conduct: Conduct) -> None:
         return
     raise UserError(
         f"--conduct {conduct.name} (hash {conduct.hash[:12]}): the seeds were annotated by the code "
-        f"'{annotation.get('conduct')}' (hash {str(annotation['conduct_hash'])[:12]}); name that one, in the version that it had."
+        f"'{annotation.get('conduct')}' (hash {str(annotation['conduct_hash'])[:12]}); name that one, "
+        "in the version that it had."
     )
 
 

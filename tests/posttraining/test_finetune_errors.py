@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.posttraining.test_finetune import ANSWERS, SETTINGS, finish, start, write_chats
+from megatron_native.cli import run_command
+
+from tests.posttraining.test_finetune import ANSWERS, SETTINGS, write_chats
 from tests.tiny_models import make_tiny_model
 
 
@@ -38,12 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--base", "hf", "--data", "chats.jsonl", "parallel.tensor_model_parallel_size=2"], "--nproc 2"),
     ],
 )
-def test_it_names_what_is_wrong(folder: Path, words: list[str], said: str) -> None:
+def test_it_names_what_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
     known = ("hf", "chats.jsonl", "nothing.jsonl", "full", "wrong.yaml")
     given = [str(folder / word) if word in known else word for word in words]
     output = [] if "--output" in words else ["--output", str(folder / "out")]
     template = [word for word in SETTINGS if "--template" not in words or word not in ("--template", "chatml")]
-    process = start([*given[:6], *output, *template, "training.precision=fp32", *given[6:]])
-    _, complained = finish(process, 2)
-    assert complained.count("error:") == 1 and "Traceback" not in complained
+    assert run_command("finetune", [*given, *output, *template]) == 2
+    complained = capsys.readouterr().err
+    assert complained.count("error:") == 1
     assert said in complained
+    assert not (folder / "out").exists() and not (folder / "out.run" / "base").exists()

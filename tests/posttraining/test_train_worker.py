@@ -20,15 +20,16 @@ from tests.tiny_models import make_tiny_model
 
 PLACES = ("البيت", "السوق", "البحر", "الجبل", "المسجد", "النهر", "الحقل", "المتحف", "الميناء", "المطار")
 RUN = (
-    "training.precision=fp32", "optimizer.lr=2e-3", "logging.tensorboard=false", "platform=cpu", "training.global_batch_size=2", "optimizer.adam_eps=1e-5"
+    "training.precision=fp32", "optimizer.lr=2e-3", "logging.tensorboard=false", "platform=cpu",
+    "training.global_batch_size=2", "optimizer.adam_eps=1e-5",
 )  # fmt: skip
 
 
 def words(folder: Path, *more: str) -> list[str]:
     return [
         "--seeds", str(folder / "seeds.jsonl"), "--base", str(folder / "hf"), "--output", str(folder / "worker"),
-        "--template", "chatml", "--seq-length", "256", "--epochs", "15", "--export", "last", "--heldout-share", "0.1", "--patience", "0",
-        "--evaluations-per-epoch", "0.2", *more, *RUN,
+        "--template", "chatml", "--seq-length", "256", "--epochs", "15", "--export", "last",
+        "--heldout-share", "0.1", "--patience", "0", "--evaluations-per-epoch", "0.2", *more, *RUN,
     ]  # fmt: skip
 
 
