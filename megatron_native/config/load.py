@@ -38,14 +38,19 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def check_run_config(raw: dict[str, Any], source: str) -> RunConfig:
-    """Validate a raw mapping; `source` names it in errors."""
+    """Validate a raw mapping, and that its files are there; `source` names it in errors."""
+    config = validate_run_config(raw, source)
+    check_files(config, source)
+    return config
+
+
+def validate_run_config(raw: dict[str, Any], source: str) -> RunConfig:
+    """Validate a raw mapping whose files may be made yet; `source` names it in errors."""
     try:
-        config = RunConfig.model_validate(raw)
+        return RunConfig.model_validate(raw)
     except ValidationError as error:
         findings = "; ".join(_finding(cast(dict[str, Any], item)) for item in error.errors())
         raise UserError(f"{source}: {findings}.") from None
-    check_files(config, source)
-    return config
 
 
 def check_files(config: RunConfig, source: str) -> None:
@@ -73,7 +78,10 @@ def check_files(config: RunConfig, source: str) -> None:
                     )
                     break
     for index, heldout in enumerate(config.evaluation.heldout):
-        if not heldout.path.is_file():
+        if heldout.kind == "conversations":
+            if not Path(f"{heldout.path}.idx").is_file():
+                missing.append(f"evaluation.heldout.{index}.path = {heldout.path} is no dataset's prefix (no .idx)")
+        elif not heldout.path.is_file():
             missing.append(f"evaluation.heldout.{index}.path = {heldout.path} is not a file")
     if missing:
         raise UserError(f"{source}: " + "; ".join(missing) + ".")

@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Packing = Literal["concatenate", "best_fit"]
+Packing = Literal["concatenate", "best_fit", "single"]
 ScheduleShape = Literal["cosine", "linear", "sqrt", "constant", "wsd"]
 
 
@@ -67,7 +67,8 @@ class DataSection(Section):
     """Tokens of context per sequence."""
     packing: Packing = "concatenate"
     """`concatenate`: documents end to end, cut every `seq_length` tokens, nothing padded. `best_fit`: no document that fits a
-    sequence is cut; what stays free in a sequence is padded and counts nothing (Ding et al., 2024)."""
+    sequence is cut; what stays free in a sequence is padded and counts nothing (Ding et al., 2024). `single`: every document
+    its own sequence, padded; only what is longer than a sequence is cut."""
     document_boundaries: bool = True
     """Attention and positions begin anew with every document of a sequence. Without, a token sees the documents before its
     own in the sequence."""
@@ -182,13 +183,27 @@ class HeldoutRule(Section):
         return self
 
 
+class EarlyStopRule(Section):
+    """End the run when a held-out set gets no better, and keep the checkpoint where it was best."""
+
+    set: str
+    """Name of the held-out set whose loss decides."""
+    patience: int | None = Field(default=3, gt=0)
+    """The run ends after this many evaluations in a row without an improvement; none: it goes on to its end."""
+    min_improvement: float = Field(default=0.0, ge=0, lt=1)
+    """Relative decrease of the loss that counts as one (0.01: one percent); 0: any."""
+
+
 class HeldoutSet(Section):
-    """One held-out set of documents whose bits per byte is measured during training."""
+    """One held-out set of documents or conversations whose bits per byte is measured during training."""
 
     name: str
     """Name in metrics, for example `ar`."""
     path: Path
-    """A file of documents (JSONL, plain or compressed)."""
+    """A file of documents (JSONL, plain or compressed); of `conversations` the prefix of a masked dataset."""
+    kind: Literal["text", "conversations"] = "text"
+    """`text`: every token of the documents is predicted. `conversations`: the tokens that the dataset's mask names, which
+    are answers and their ends; bytes are those of the answers."""
 
 
 class EvaluationSection(Section):
@@ -202,6 +217,9 @@ class EvaluationSection(Section):
     """Sequences per forward pass and data-parallel rank."""
     rules: list[HeldoutRule] = []
     """What to do when a set gets worse."""
+    early_stop: EarlyStopRule | None = None
+    """When a set gets no better: end the run. An evaluation that is the best so far saves a checkpoint, which is never
+    deleted while it is the best; `best.json` in the run folder names it."""
 
     @model_validator(mode="after")
     def _known_sets(self) -> Self:
@@ -209,6 +227,15 @@ class EvaluationSection(Section):
         for rule in self.rules:
             if rule.set not in names:
                 raise ValueError(f"evaluation.rules names the set '{rule.set}', which evaluation.heldout does not have")
+        if self.early_stop is not None and self.early_stop.set not in names:
+            raise ValueError(
+                f"evaluation.early_stop names the set '{self.early_stop.set}', which evaluation.heldout does not have "
+                f"({', '.join(names) or 'it is empty'})"
+            )
+        if self.early_stop is not None and not self.interval:
+            raise ValueError(
+                "evaluation.early_stop needs evaluations to judge by, and evaluation.interval is 0: give the steps between them"
+            )
         return self
 
 

@@ -31,6 +31,7 @@ from megatron_native.data.indexed import (
     IndexedTokens,
     bin_path,
     idx_path,
+    mask_path,
 )
 from megatron_native.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_native.errors import UserError
@@ -59,6 +60,11 @@ class DatasetFiles:
         return idx_path(self.prefix)
 
     @property
+    def mask(self) -> Path:
+        """`PREFIX.mask`: of a masked dataset, which ids are learned."""
+        return mask_path(self.prefix)
+
+    @property
     def ids(self) -> Path:
         """`PREFIX.ids.jsonl.zst`: the documents' ids, one JSON string a line."""
         return self._beside("ids.jsonl.zst")
@@ -82,6 +88,14 @@ class DatasetFiles:
         suffix = path.name[len(self.prefix.name) :]
         entries = [] if manifest is None else manifest["outputs"]
         return next((entry for entry in entries if entry["path"].endswith(suffix)), None)
+
+    def refuse_lost_mask(self, manifest: dict[str, Any] | None) -> None:
+        """Refuse a dataset whose mask is gone: without it, every token would be learned."""
+        if self.recorded_output(self.mask, manifest) is not None and not self.mask.is_file():
+            raise UserError(
+                f"{self.mask} is gone, and {self.manifest_path.name} lists it: without it nothing says which tokens are "
+                "answers. Copy it again from where the dataset was made, or prepare the dataset again."
+            )
 
     def _beside(self, suffix: str) -> Path:
         return self.prefix.with_name(f"{self.prefix.name}.{suffix}")
@@ -146,6 +160,12 @@ def find_tokenizer(manifest: dict[str, Any] | None, chosen: Path | None) -> tupl
 def _tokenizer_type(path: Path) -> str:
     only_sentencepiece = (path / "tokenizer.model").is_file() and not (path / "tokenizer.json").is_file()
     return "SentencePieceTokenizer" if path.suffix == ".model" or only_sentencepiece else "HuggingFaceTokenizer"
+
+
+def masks_in_blocks(dataset: IndexedTokens) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The mask of a masked dataset: where each block begins, in ids, and its bytes."""
+    for at in range(0, dataset.token_count, TOKENS_AT_A_TIME):
+        yield at, dataset.read_learned(at, min(TOKENS_AT_A_TIME, dataset.token_count - at))
 
 
 def find_datasets(words: Sequence[str], ignored: Path | None = None) -> list[Path]:
@@ -271,7 +291,7 @@ def document_id_lines(path: Path) -> Iterator[bytes]:
 
 def damaged_file(error: UserError, files: DatasetFiles) -> Path:
     """The file that `verify_structure` complains of: every sentence of its begins with the name."""
-    return files.bin if str(error).startswith(str(files.bin)) else files.idx
+    return next((path for path in (files.bin, files.mask) if str(error).startswith(f"{path} ")), files.idx)
 
 
 def copy_bytes(source: int, start: int, out: int, to: int, count: int, name: Path) -> None:

@@ -1,7 +1,8 @@
 """Held-out evaluation: documents cut into windows so that every token of their text is predicted exactly once.
 
 Documents come from shards, ids and the begin or separator token from the tokenizer; out go padded arrays and the
-bytes of the text, so that bits per byte = (sum of the losses in nats) / (ln 2 × bytes), whatever the tokenizer.
+bytes of the text, so that bits per byte = (sum of the losses in nats) / (ln 2 × bytes), whatever the tokenizer. Of
+conversations (a masked dataset) what is predicted is the answers, and the bytes are theirs.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_native.data.dataset_files import DatasetFiles, document_policy
+from megatron_native.data.indexed import IndexedTokens, verify_structure
 from megatron_native.data.tokenizers import Tokenizer
 from megatron_native.errors import UserError
 
 ENCODED_AT_ONCE = 256
+WINDOW_MULTIPLE = 64
+"""Windows of conversations have a multiple of so many tokens, so that any tensor-parallel size divides them."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,10 @@ class HeldoutWindows:
         tokens: int64 [N, S] inputs, padded at the end.
         labels: int64 [N, S] the token that follows each input.
         loss_mask: float32 [N, S] 1 where a label counts, 0 on pads and on labels that an earlier window has predicted.
-        text_bytes: UTF-8 bytes of all documents' text.
-        token_count: labels that count, which are the tokens of the text.
-        documents: how many documents there are.
+        text_bytes: UTF-8 bytes of all documents' text; of conversations, of the answers.
+        token_count: labels that count, which are the tokens of the text; of conversations, those of the answers and the
+            ends of their turns.
+        documents: how many documents, or conversations, there are.
     """
 
     tokens: NDArray[np.int64]
@@ -95,6 +101,57 @@ def cut_windows(
     return HeldoutWindows(
         tokens, labels, mask, sum(len(text.encode()) for text in texts), int(mask.sum(dtype=np.int64)), len(texts)
     )
+
+
+def conversation_windows(prefix: str | Path, tokenizer: Tokenizer, seq_length: int) -> HeldoutWindows:
+    """The conversations of a masked dataset, one window each, of at most `seq_length` tokens.
+
+    S is the length of the longest of them, rounded up to `WINDOW_MULTIPLE`. Bytes are those of the learned tokens' text
+    without control tokens, while the loss has the end of every answer's turn in it.
+
+    Raises:
+        UserError: no dataset, one without a mask or of another tokenizer, a conversation longer than a window, nothing to
+            predict.
+    """
+    files = DatasetFiles(Path(prefix))
+    manifest = files.manifest()
+    files.refuse_lost_mask(manifest)
+    dataset = IndexedTokens(files.prefix)
+    if not dataset.masked:
+        raise UserError(
+            f"held-out conversations {files.prefix}: there is no {files.mask.name}, which says what of them is predicted. Give "
+            "the prefix of a dataset that `prepare` made, or kind: text for a file of documents."
+        )
+    made_by = document_policy(manifest).tokenizer_hash
+    if made_by not in (None, tokenizer.hash):
+        raise UserError(
+            f"held-out conversations {files.prefix} were prepared with another tokenizer (hash {made_by}) than the model's, "
+            f"{tokenizer.path} (hash {tokenizer.hash}). Prepare them again with the model's."
+        )
+    verify_structure(files.prefix, tokenizer.vocab_size)
+    longest = int(dataset.document_lengths().max(initial=0))
+    if longest > seq_length:
+        raise UserError(
+            f"held-out conversations {files.prefix}: one has {longest:,} tokens, and a sequence of the run has {seq_length:,}. "
+            "Raise data.seq_length, or prepare them again with a smaller --seq-length."
+        )
+    width = min(seq_length, -(-longest // WINDOW_MULTIPLE) * WINDOW_MULTIPLE)
+    tokens, labels = (np.zeros((dataset.document_count, width), dtype=np.int64) for _ in range(2))
+    mask = np.zeros((dataset.document_count, width), dtype=np.float32)
+    control = np.array([tokenizer.token_id(token) for token in tokenizer.special_tokens()], dtype=np.int64)
+    text_bytes = 0
+    for row in range(dataset.document_count):
+        start, length = dataset.document_place(row)
+        ids, learned = dataset.read(start, length).astype(np.int64), dataset.read_learned(start, length)
+        tokens[row, : length - 1], labels[row, : length - 1] = ids[:-1], ids[1:]
+        mask[row, : length - 1] = learned[1:]
+        spoken = np.where(np.isin(ids, control), 0, learned)
+        spoken[:1] = 0
+        edges = np.flatnonzero(np.diff(spoken, prepend=0, append=0))  # where answers begin and end
+        text_bytes += sum(len(tokenizer.decode(ids[a:b]).encode()) for a, b in zip(edges[::2], edges[1::2]))
+    if not text_bytes:
+        raise UserError(f"held-out conversations {files.prefix}: the mask names no token of an answer.")
+    return HeldoutWindows(tokens, labels, mask, text_bytes, int(mask.sum(dtype=np.int64)), dataset.document_count)
 
 
 def windows_of(

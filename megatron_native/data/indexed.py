@@ -6,6 +6,8 @@ Written here beside their place and renamed whole, in constant memory, bit for b
 The layout of `.idx` (little-endian, from `megatron/core/datasets/indexed_dataset.py`): 9 bytes `MMIDIDX\0\0`; u64
 version 1; u8 dtype code (4 int32, 8 uint16, …); u64 S sequences; u64 D boundaries = documents + 1; S × int32 lengths in
 tokens; S × int64 pointers in bytes into `.bin`; D × int64 boundaries, in sequences, from 0 to S. `.bin` is raw ids.
+
+A *masked* dataset has `PREFIX.mask` too, at which Megatron doesn't look: a byte an id, 1 where it is learned as a label.
 """
 
 from __future__ import annotations
@@ -57,24 +59,29 @@ def idx_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".idx")
 
 
+def mask_path(prefix: Path) -> Path:
+    """`PREFIX.mask`."""
+    return prefix.with_name(prefix.name + ".mask")
+
+
 class IndexedWriter:
     """Writes one indexed dataset; a context manager that leaves nothing behind when its block fails.
 
     Lengths and boundaries are spooled to files as they come, so memory does not grow with the documents.
     """
 
-    def __init__(self, prefix: Path, dtype: type[np.number[Any]]) -> None:
+    def __init__(self, prefix: Path, dtype: type[np.number[Any]], masked: bool = False) -> None:
         self.prefix = prefix
         self.dtype = np.dtype(dtype)
         self._sequences = 0
         self._documents = 0
-        self._temporary = {
-            suffix: prefix.with_name(f"{prefix.name}.{suffix}.partial") for suffix in ("bin", "idx", "lengths", "ends")
-        }
+        suffixes = ("bin", "idx", "lengths", "ends", "mask") if masked else ("bin", "idx", "lengths", "ends")
+        self._temporary = {suffix: prefix.with_name(f"{prefix.name}.{suffix}.partial") for suffix in suffixes}
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._bin = open(self._temporary["bin"], "wb")  # noqa: SIM115 — closed by close() or abort()
         self._lengths = open(self._temporary["lengths"], "wb")  # noqa: SIM115 — likewise
         self._ends = open(self._temporary["ends"], "wb")  # noqa: SIM115 — likewise
+        self._mask = open(self._temporary["mask"], "wb") if masked else None  # noqa: SIM115 — likewise
 
     def __enter__(self) -> IndexedWriter:
         return self
@@ -87,11 +94,18 @@ class IndexedWriter:
         else:
             self.abort()
 
-    def add_document(self, ids: NDArray[Any], sequence_lengths: Sequence[int] | None = None) -> None:
+    def add_document(
+        self, ids: NDArray[Any], sequence_lengths: Sequence[int] | None = None, learned: NDArray[np.uint8] | None = None
+    ) -> None:
         """Append a document's ids, as one sequence or cut into sequences of the given lengths (their sum is all ids).
 
-        A document without ids adds a boundary and no sequence, as Megatron's classic script has it.
+        A document without ids adds a boundary and no sequence, as Megatron's classic script has it. `learned` (uint8, 0 or
+        1 for each id) belongs to a `masked` dataset and to no other.
         """
+        if (learned is None) != (self._mask is None) or (learned is not None and len(learned) != len(ids)):
+            raise ValueError(f"{self.prefix}: {len(ids)} ids with {'no' if learned is None else len(learned)} mask")
+        if self._mask is not None:
+            self._mask.write(np.ascontiguousarray(learned, dtype=np.uint8).data)
         lengths = ([len(ids)] if len(ids) else []) if sequence_lengths is None else sequence_lengths
         self._bin.write(np.asarray(ids).astype(self.dtype, copy=False).tobytes())
         self._lengths.write(np.asarray(lengths, dtype="<i4").tobytes())
@@ -103,6 +117,7 @@ class IndexedWriter:
         self, ids: NDArray[Any], lengths: Sequence[int] | NDArray[Any], sequences: Sequence[int] | NDArray[Any]
     ) -> None:
         """Append several documents at once: all their ids, every sequence's length, and how many sequences each has."""
+        assert self._mask is None, "documents of a masked dataset are added one by one, with what is learned"
         self._bin.write(np.ascontiguousarray(ids, dtype=self.dtype).data)
         self._lengths.write(np.asarray(lengths, dtype="<i4").tobytes())
         ends = np.cumsum(np.asarray(sequences, dtype="<i8")) + self._sequences
@@ -115,6 +130,11 @@ class IndexedWriter:
         part = IndexedTokens(prefix)
         if part.dtype != self.dtype:
             raise UserError(f"{idx_path(prefix)} holds {part.dtype} and can't be joined with {self.dtype} data.")
+        if part.masked != (self._mask is not None):
+            raise UserError(f"{mask_path(prefix)}: masked and unmasked data can't be joined.")
+        if self._mask is not None:
+            with open(mask_path(prefix), "rb") as mask:
+                shutil.copyfileobj(mask, self._mask, 1 << 22)
         with open(bin_path(prefix), "rb") as source:
             shutil.copyfileobj(source, self._bin, 1 << 22)
         for block in _blocks(part.sequence_lengths):
@@ -125,8 +145,8 @@ class IndexedWriter:
         self._documents += part.document_count
 
     def close(self) -> None:
-        """Write the index and put both files in their place: `.bin` first, so that an `.idx` never lacks its data."""
-        for file in (self._bin, self._lengths, self._ends):
+        """Write the index and put the files in their place: `.idx` last, so that an `.idx` never lacks its data."""
+        for file in self._files():
             _flush(file)
         with open(self._temporary["idx"], "wb") as out:
             code = next(code for code, dtype in DTYPES.items() if np.dtype(dtype) == self.dtype)
@@ -138,15 +158,21 @@ class IndexedWriter:
             with open(self._temporary["ends"], "rb") as ends:
                 shutil.copyfileobj(ends, out, 1 << 22)
             _flush(out)
+        mask_path(self.prefix).unlink(missing_ok=True)  # of a dataset that was there
+        if self._mask is not None:
+            os.replace(self._temporary["mask"], mask_path(self.prefix))
         os.replace(self._temporary["bin"], bin_path(self.prefix))
         os.replace(self._temporary["idx"], idx_path(self.prefix))
         self._remove_temporary()
 
     def abort(self) -> None:
         """Give up: remove what was written so far."""
-        for file in (self._bin, self._lengths, self._ends):
+        for file in self._files():
             file.close()
         self._remove_temporary()
+
+    def _files(self) -> list[IO[bytes]]:
+        return [file for file in (self._bin, self._lengths, self._ends, self._mask) if file is not None]
 
     def _write_pointers(self, out: IO[bytes]) -> None:
         pointer = np.int64(0)
@@ -162,9 +188,9 @@ class IndexedWriter:
             path.unlink(missing_ok=True)
 
 
-def merge(parts: Iterable[Path], prefix: Path, dtype: type[np.number[Any]]) -> None:
-    """Join indexed datasets in the given order into `prefix`, in constant memory whatever their number."""
-    with IndexedWriter(prefix, dtype) as writer:
+def merge(parts: Iterable[Path], prefix: Path, dtype: type[np.number[Any]], masked: bool = False) -> None:
+    """Join indexed datasets in the given order into `prefix`, in constant memory; all are `masked`, or none."""
+    with IndexedWriter(prefix, dtype, masked) as writer:
         for part in parts:
             writer.append_dataset(part)
 
@@ -184,6 +210,10 @@ class IndexedTokens:
         sequence_pointers: int64 [S] bytes into `.bin`.
         document_boundaries: int64 [documents + 1], in sequences; document d is sequences b[d] … b[d + 1] − 1.
         token_count: ids in `.bin`.
+        masked: whether `.mask` says what is learned.
+
+    Raises:
+        UserError: a file that is missing, damaged, or of another dataset's size.
     """
 
     def __init__(self, prefix: str | Path, digest: str | None = None) -> None:
@@ -203,8 +233,21 @@ class IndexedTokens:
         self._digest = digest
         self._file = os.open(data, os.O_RDONLY)
         self._index_file = os.open(index, os.O_RDONLY)
-        for descriptor in (self._file, self._index_file):
+        self._mask_file = self._open_mask()
+        self.masked = self._mask_file is not None
+        for descriptor in filter(None, (self._file, self._index_file, self._mask_file)):
             weakref.finalize(self, os.close, descriptor)
+
+    def _open_mask(self) -> int | None:
+        path = mask_path(self.prefix)
+        if not path.exists():
+            return None
+        if path.stat().st_size != self.token_count:
+            raise UserError(
+                f"{path} has {path.stat().st_size:,} bytes, and {bin_path(self.prefix).name} has {self.token_count:,} ids, "
+                "which need one byte each: they do not belong together. Copy the dataset again, or prepare it again."
+            )
+        return os.open(path, os.O_RDONLY)
 
     def __reduce__(self) -> tuple[type[IndexedTokens], tuple[Path]]:
         return IndexedTokens, (self.prefix,)
@@ -224,14 +267,14 @@ class IndexedTokens:
         Raises:
             UserError: the file has become shorter than its index says.
         """
-        content = os.pread(self._file, count * self.dtype.itemsize, start * self.dtype.itemsize)
-        while len(content) < count * self.dtype.itemsize:  # a read is cut at 2 GiB, and where the file ends
-            at = start * self.dtype.itemsize + len(content)
-            further = os.pread(self._file, count * self.dtype.itemsize - len(content), at)
-            if not further:
-                raise UserError(f"{bin_path(self.prefix)} ends at byte {at:,}, where ids were expected: it was cut.")
-            content += further
-        return np.frombuffer(content, dtype=self.dtype)
+        size = self.dtype.itemsize
+        return np.frombuffer(_read_bytes(self._file, start * size, count * size, bin_path(self.prefix)), self.dtype)
+
+    def read_learned(self, start: int, count: int) -> NDArray[np.uint8]:
+        """uint8 [count]: 1 where an id, from the `start`-th on, is learned when it is a label; without a mask, all are."""
+        if self._mask_file is None:
+            return np.ones(count, dtype=np.uint8)
+        return np.frombuffer(_read_bytes(self._mask_file, start, count, mask_path(self.prefix)), dtype=np.uint8)
 
     def document(self, index: int) -> NDArray[Any]:
         """The ids of one document, its sequences joined."""
@@ -361,6 +404,18 @@ def _read_entries(file: int, offset: int, count: int, dtype: str, index: Path) -
             raise UserError(f"{index} became shorter while it was read.")
         view, at = view[done:], at + done
     return entries
+
+
+def _read_bytes(file: int, start: int, count: int, path: Path) -> bytes:
+    """`count` bytes of an open file from the byte `start` on; `path` is for the message."""
+    content = os.pread(file, count, start)
+    while len(content) < count:  # a read is cut at 2 GiB, and where the file ends
+        at = start + len(content)
+        further = os.pread(file, count - len(content), at)
+        if not further:
+            raise UserError(f"{path} ends at byte {at:,}, where ids were expected: it was cut.")
+        content += further
+    return content
 
 
 def _check_ids(dataset: IndexedTokens, data: Path, vocab_size: int, sampled_blocks: int) -> None:

@@ -288,7 +288,9 @@ def _made(manifest: dict[str, Any] | None) -> dict[str, Any]:
     facts = {"made by": f"{manifest['stage']}, {manifest['created']}, megatron-native {version}"}
     if tokenizer := manifest.get("tokenizer"):
         facts["tokenizer"] = f"{tokenizer['model']} ({tokenizer['vocab_size']:,} ids, hash {tokenizer['hash'][:16]}…)"
-    if policy := manifest.get("document_policy"):
+    if (learned := manifest["counts"].get("learned_tokens")) is not None:
+        facts["mask"] = f"{learned:,} of {manifest['tokens']:,} tokens are learned"
+    elif policy := manifest.get("document_policy"):
         begin, end = (policy.get(place) or "their text" for place in ("begin", "end"))
         facts["begin and end"] = f"documents begin with {begin} and end with {end}"
     return facts

@@ -31,10 +31,11 @@ from megatron_native.data.dataset_files import (
     copy_bytes,
     find_datasets,
     index_bytes,
+    masks_in_blocks,
     write_at,
 )
 from megatron_native.data.indexed import BLOCK, IndexedTokens
-from megatron_native.data.merge_plan import Piece, common_dtype, refuse_mixture, sum_of_counts, survey
+from megatron_native.data.merge_plan import Piece, common_chat, common_dtype, refuse_mixture, sum_of_counts, survey
 from megatron_native.errors import UserError
 from megatron_native.progress import Progress, progress
 
@@ -57,8 +58,9 @@ class MergedDataset:
     def summary(self) -> str:
         """The account, readable."""
         manifest, counts = self.manifest, self.manifest["counts"]
+        datasets = sum("documents" in entry for entry in manifest["inputs"])
         lines = [
-            f"{self.prefix}.bin: {len(manifest['inputs']) // 2:,} datasets, {manifest['documents']:,} documents, "
+            f"{self.prefix}.bin: {datasets:,} datasets, {manifest['documents']:,} documents, "
             f"{manifest['tokens']:,} tokens ({manifest['dtype']})",
             f"  records read for them {counts['read']:,}, kept {counts['kept']:,}, dropped "
             f"{sum(counts['dropped'].values()):,}, quarantined {sum(counts['quarantined'].values()):,}",
@@ -111,8 +113,10 @@ class _Merge:
         self.tokens = sum(piece.tokens for piece in pieces)
         self._ids_complete = all(piece.files.ids.exists() for piece in pieces if piece.documents)
         self._partial = {
-            path: path.with_name(path.name + ".partial") for path in (target.bin, target.idx, target.ids)
+            path: path.with_name(path.name + ".partial") for path in (target.bin, target.idx, target.ids, target.mask)
         }
+        self.masked = pieces[0].masked
+        self.chat = common_chat(pieces)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -124,7 +128,8 @@ class _Merge:
         manifest = self.target.manifest()
         if manifest is None:
             return None
-        entries = self._input_entries([manifests.file_digest(piece.files.bin) for piece in self.pieces])
+        masks = [manifests.file_digest(piece.files.mask) for piece in self.pieces if self.masked]
+        entries = self._input_entries([manifests.file_digest(piece.files.bin) for piece in self.pieces], masks)
         manifests.already_done(self.target.manifest_path, STAGE, self.parameters, entries)
         if [entry["xxh3_128"] for entry in manifest["inputs"]] != [entry["xxh3_128"] for entry in entries]:
             raise UserError(
@@ -144,7 +149,7 @@ class _Merge:
         """Before anything is written: does the result fit?"""
         for partial in self._partial.values():
             partial.unlink(missing_ok=True)
-        needed = self.tokens * self.dtype.itemsize + index_bytes(self.sequences, self.documents) + SPARE_BYTES
+        needed = self.tokens * (self.dtype.itemsize + self.masked) + index_bytes(self.sequences, self.documents) + SPARE_BYTES
         if self._ids_complete:
             needed += sum(piece.files.ids.stat().st_size for piece in self.pieces if piece.documents)
         free = shutil.disk_usage(self.folder).free
@@ -162,6 +167,7 @@ class _Merge:
             if self._ids_complete:
                 _concatenate([piece.files.ids for piece in self.pieces if piece.documents], self._partial[self.target.ids])
             self._digest, self._piece_digests = self._read_back()
+            self._mask_digests = self._copy_masks() if self.masked else []
         except BaseException as error:
             for partial in self._partial.values():
                 partial.unlink(missing_ok=True)
@@ -178,11 +184,13 @@ class _Merge:
                 path.unlink(missing_ok=True)  # the ids of an earlier, killed merge of something else
         size = self.target.bin.stat().st_size
         outputs = [{"path": self.target.bin.name, "bytes": size, "xxh3_128": self._digest}]
-        outputs += [manifests.file_entry(path, self.folder) for path in (self.target.idx, self.target.ids) if path.exists()]
+        outputs += [manifests.file_entry(path, self.folder) for path in (self.target.idx, self.target.ids, self.target.mask)
+                    if path.exists()]
         manifest = manifests.build_manifest(
-            STAGE, self.parameters, self._input_entries(self._piece_digests), outputs, sum_of_counts(self.pieces),
+            STAGE, self.parameters, self._input_entries(self._piece_digests, self._mask_digests), outputs,
+            sum_of_counts(self.pieces),
             ("numpy",), **self._what_is_known(), dtype=self.dtype.name, tokens=self.tokens, documents=self.documents,
-            lineage=[piece.lineage for piece in self.pieces if piece.lineage],
+            lineage=[piece.lineage for piece in self.pieces if piece.lineage], **({"chat": self.chat} if self.masked else {}),
         )
         manifests.write_json(self.target.manifest_path, manifest)
         return manifest, self._remarks()
@@ -217,9 +225,9 @@ class _Merge:
             )
         return remarks
 
-    def _input_entries(self, digests: Sequence[str]) -> list[dict[str, Any]]:
+    def _input_entries(self, digests: Sequence[str], mask_digests: Sequence[str]) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
-        for piece, digest in zip(self.pieces, digests):
+        for number, (piece, digest) in enumerate(zip(self.pieces, digests)):
             files, tokens = piece.files, piece.tokens
             entries.append({
                 "path": os.path.relpath(files.bin, self.folder), "bytes": tokens * piece.dtype.itemsize,
@@ -230,7 +238,27 @@ class _Merge:
                 "bytes": index_bytes(piece.sequences, piece.documents), "xxh3_128": piece.index_digest,
                 "documents": piece.documents,
             })  # fmt: skip
+            if piece.masked:
+                mask = {"path": os.path.relpath(files.mask, self.folder), "bytes": tokens}
+                entries.append({**mask, "xxh3_128": mask_digests[number]})
         return entries
+
+    def _copy_masks(self) -> list[str]:
+        """The masks one after another; xxh3_128 of each, which must be the recorded one."""
+        digests = []
+        with open(self._partial[self.target.mask], "wb") as out:
+            for piece in self.pieces:
+                own = xxhash.xxh3_128()
+                for _, learned in masks_in_blocks(IndexedTokens(piece.files.prefix)):
+                    own.update(learned.data)
+                    out.write(learned.data)
+                digests.append(own.hexdigest())
+                recorded = piece.recorded and piece.recorded["mask"]
+                if recorded and recorded != digests[-1]:
+                    raise _not_as_recorded(piece.files.mask, piece, digests[-1], recorded)
+            out.flush()
+            os.fsync(out.fileno())
+        return digests
 
     def _copy_tokens(self) -> None:
         size = self.tokens * self.dtype.itemsize
@@ -264,11 +292,15 @@ class _Merge:
                 digests.append(own.hexdigest())
                 recorded = piece.recorded and piece.recorded["bin"]
                 if recorded and recorded != digests[-1]:
-                    raise UserError(
-                        f"{piece.files.bin} is not what {piece.files.manifest_path.name} recorded (xxh3_128 {digests[-1]}, "
-                        f"{recorded} there): it was changed or damaged. Copy it again; nothing was merged."
-                    )
+                    raise _not_as_recorded(piece.files.bin, piece, digests[-1], recorded)
         return whole.hexdigest(), digests
+
+
+def _not_as_recorded(path: Path, piece: Piece, digest: str, recorded: str) -> UserError:
+    return UserError(
+        f"{path} is not what {piece.files.manifest_path.name} recorded (xxh3_128 {digest}, {recorded} there): it was changed "
+        "or damaged. Copy it again; nothing was merged."
+    )
 
 
 def write_index(path: Path, pieces: Sequence[Piece], dtype: np.dtype[Any]) -> None:

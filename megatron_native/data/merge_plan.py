@@ -36,8 +36,9 @@ class Piece:
         sequences, documents, tokens: how many it has.
         first_sequence, first_document, first_token: where they begin in the result.
         index_digest: xxh3_128 of its `.idx`.
-        recorded: from its manifest: `tokenizer`, `document_policy`, `counts`, `id_range`, the digest `bin`; None
-            without a manifest.
+        masked: whether it has a mask.
+        recorded: from its manifest: `tokenizer`, `document_policy`, `counts`, `id_range`, `chat`, the digests `bin` and
+            `mask`; None without a manifest.
         lineage: the manifest's own entry (path, bytes, xxh3_128, stage), or None.
     """
 
@@ -50,6 +51,7 @@ class Piece:
     first_document: int
     first_token: int
     index_digest: str
+    masked: bool
     recorded: dict[str, Any] | None
     lineage: dict[str, Any] | None
 
@@ -77,7 +79,7 @@ def survey(prefixes: Sequence[Path], folder: Path) -> list[Piece]:
                 )
             pieces.append(Piece(
                 files, np.dtype(dataset.dtype.name), dataset.sequence_count, dataset.document_count,
-                dataset.token_count, sequence, document, token, dataset.digest(), recorded, lineage,
+                dataset.token_count, sequence, document, token, dataset.digest(), dataset.masked, recorded, lineage,
             ))  # fmt: skip
             sequence += dataset.sequence_count
             document += dataset.document_count
@@ -99,14 +101,25 @@ def _recorded(
                 f"{files.manifest_path} speaks of {manifest.get(what)} {what}, and {files.idx.name} has {found}: they do "
                 f"not belong together. Run megatron-native verify {files.prefix}."
             )
-    output = files.recorded_output(files.bin, manifest)
-    kept = {key: manifest.get(key) for key in ("tokenizer", "document_policy", "counts", "id_range")}
-    kept["bin"] = output and output["xxh3_128"]
+    files.refuse_lost_mask(manifest)
+    kept = {key: manifest.get(key) for key in ("tokenizer", "document_policy", "counts", "id_range", "chat")}
+    for name, path in (("bin", files.bin), ("mask", files.mask)):
+        output = files.recorded_output(path, manifest)
+        kept[name] = output and output["xxh3_128"]
     return kept, {**manifests.file_entry(files.manifest_path, folder), "stage": manifest["stage"]}
 
 
 def refuse_mixture(pieces: Sequence[Piece]) -> None:
-    """Inputs of one tokenizer and one document policy, as far as their manifests say; else `UserError` names two."""
+    """Inputs of one tokenizer, document policy and chat template, as far as their manifests say, and all masked or none;
+    else `UserError` names two.
+    """
+    for piece in pieces[1:]:
+        if piece.masked != pieces[0].masked:
+            masked, plain = (piece, pieces[0]) if piece.masked else (pieces[0], piece)
+            raise UserError(
+                f"{masked.files.prefix} has a mask and {plain.files.prefix} has none: in one dataset, nothing would tell what "
+                "of the other is learned. Name both in a run's data.blend instead."
+            )
     known = [piece for piece in pieces if piece.policy.tokenizer_hash is not None]
     for piece in known[1:]:
         first, other = known[0].policy, piece.policy
@@ -121,6 +134,20 @@ def refuse_mixture(pieces: Sequence[Piece]) -> None:
                 f"{names} differ in what documents begin and end with ({_policy_words(known[0])}; {_policy_words(piece)})."
                 " Tokenize the documents of one of them again, with the other's --append-eod, --eod-token and --bos."
             )
+
+
+def common_chat(pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    """What the manifests of conversations say of their chat; `UserError` where they differ, None where one says nothing."""
+    chats = [(piece.recorded or {}).get("chat") for piece in pieces]
+    if any(chat is None for chat in chats):
+        return None
+    for piece, chat in zip(pieces, chats):
+        if chat != chats[0]:
+            raise UserError(
+                f"{pieces[0].files.manifest_path} and {piece.files.manifest_path} were prepared with different chat templates "
+                f"({chats[0]}, {chat}). Prepare one of them again with the other's --template."
+            )
+    return chats[0]
 
 
 def _policy_words(piece: Piece) -> str:

@@ -1,4 +1,5 @@
-"""How sequences are made of a stream of documents: end to end and cut, or packed so that no document that fits is cut.
+"""How sequences are made of a stream of documents: end to end and cut, packed so that no document that fits is cut, or
+each document by itself.
 
 A packing numbers the sequences of a stream in the order in which they are visited: block by block, shuffled within a
 block by a generator seeded by the dataset, the seed and the epoch. Any sequence is found from its number alone.
@@ -117,9 +118,11 @@ class BestFit:
     Args: as for `Concatenated`.
     """
 
+    name = "best_fit"
+
     def __init__(self, stream: Stream, seq_length: int, history: str = "") -> None:
         self.stream, self.seq_length = stream, seq_length
-        self._purpose = "best_fit" + (f"/{history}" if history else "")
+        self._purpose = self.name + (f"/{history}" if history else "")
         self._blocks: OrderedDict[int, dict[str, NDArray[Any]]] = OrderedDict()
         self._firsts = [0]
 
@@ -194,18 +197,22 @@ class BestFit:
 
     def _pack(self, block: int) -> Columns:
         """Columns `starts` and `lengths` of the pieces, sequence by sequence, `first_piece` of each sequence, `order`."""
-        from megatron_native.data.best_fit import pack
-
         found: dict[str, list[NDArray[Any]]] = {"starts": [], "lengths": [], "first_piece": [np.zeros(1, np.int64)]}
         placed, sequences = 0, 0
         for starts, lengths in self._windows(block):
-            order, first_piece = pack(lengths, self.seq_length)
+            order, first_piece = self._together(lengths)
             found["starts"].append(starts[order])
             found["lengths"].append(lengths[order])
             found["first_piece"].append(first_piece[1:] + placed)
             placed, sequences = placed + len(order), sequences + len(first_piece) - 1
         visiting = shuffled(sequences, self.stream.base.generator(self._purpose, self.stream.epoch(block)))
         return {**{name: iter(chunks) for name, chunks in found.items()}, "order": iter([visiting])}
+
+    def _together(self, lengths: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which pieces of a window share a sequence: their order, and the first piece of each sequence [sequences + 1]."""
+        from megatron_native.data.best_fit import pack
+
+        return pack(lengths, self.seq_length)
 
     def _windows(self, block: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
         """Pieces of at most a sequence, about a million at a time."""
@@ -230,4 +237,19 @@ class BestFit:
         return np.repeat(starts, counts) + offset, pieces.astype(np.int32)
 
 
-PACKINGS: dict[str, type[Concatenated] | type[BestFit]] = {"concatenate": Concatenated, "best_fit": BestFit}
+class Single(BestFit):
+    """Each document by itself, the rest of its sequence padded; only documents longer than a sequence are cut, as by best
+    fit. What packing is measured against.
+
+    Args: as for `Concatenated`.
+    """
+
+    name = "single"
+
+    def _together(self, lengths: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return np.arange(len(lengths)), np.arange(len(lengths) + 1)
+
+
+PACKINGS: dict[str, type[Concatenated] | type[BestFit]] = {
+    "concatenate": Concatenated, "best_fit": BestFit, "single": Single,
+}  # fmt: skip

@@ -179,7 +179,7 @@ class _TokenizeStage:
             return TokenizedDataset(self.prefix, manifest, skipped=True)
         self._refuse_foreign_output()
         self.parts_folder.mkdir(exist_ok=True)
-        with _only_run(self.parts_folder, self.share):
+        with only_run(self.parts_folder, self.share):
             self._write_or_check_plan(entries)
             self._encode_missing_parts()
             if missing := sum(1 for part in self.parts if not part_file(part, "json").exists()):
@@ -274,13 +274,13 @@ class _TokenizeStage:
         )
 
     def _join(self, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        total, lineage = PartAccount(), _input_manifests(self.paths, self.folder)
+        total, lineage = PartAccount(), input_manifests(self.paths, self.folder)
         for part in self.parts:
             account = read_account(part)
             assert account is not None
             total.add(account)
         _count_by_input(entries, self.paths, self.tasks, total)
-        refused = _concatenate([part_file(part, "quarantine.jsonl.zst") for part in self.parts], self.quarantine)
+        refused = concatenate_files([part_file(part, "quarantine.jsonl.zst") for part in self.parts], self.quarantine)
         if not total.tokens:
             shutil.rmtree(self.parts_folder)
             raise UserError(
@@ -292,7 +292,7 @@ class _TokenizeStage:
         dtype = token_dtype(self.tokenizer.vocab_size)
         merge(self.parts, self.prefix, dtype)
         identifiers = part_file(self.prefix, "ids.jsonl.zst")
-        _concatenate([part_file(part, "ids.jsonl.zst") for part in self.parts], identifiers)
+        concatenate_files([part_file(part, "ids.jsonl.zst") for part in self.parts], identifiers)
         outputs = [bin_path(self.prefix), idx_path(self.prefix), identifiers] + ([self.quarantine] if refused else [])
         documents = total.kept + sum(total.dropped.values())
         manifest = manifests.build_manifest(
@@ -336,7 +336,7 @@ def _count_by_input(entries: list[dict[str, Any]], paths: list[Path], parts: lis
             entry[key] = counts[source] + sum(n for name, n in counts.items() if name.startswith(f"{source}!"))
 
 
-def _input_manifests(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
+def input_manifests(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]]:
     """The manifests of the stage folders that the inputs lie in: the dataset's lineage."""
     found: dict[Path, dict[str, Any]] = {}
     for path in paths:
@@ -346,7 +346,7 @@ def _input_manifests(paths: Sequence[Path], folder: Path) -> list[dict[str, Any]
     return list(found.values())
 
 
-def _concatenate(pieces: Sequence[Path], target: Path) -> bool:
+def concatenate_files(pieces: Sequence[Path], target: Path) -> bool:
     """Join zstd files, frame after frame, beside the target and rename; False, and no file, where there are none."""
     present = [piece for piece in pieces if piece.exists()]
     if not present:
@@ -361,7 +361,7 @@ def _concatenate(pieces: Sequence[Path], target: Path) -> bool:
 
 
 @contextmanager
-def _only_run(folder: Path, share: Share) -> Iterator[None]:
+def only_run(folder: Path, share: Share) -> Iterator[None]:
     """Hold the work folder's lock: nothing else writes there but other tasks of the same job array."""
     with open(folder / LOCK, "w") as lock:
         try:

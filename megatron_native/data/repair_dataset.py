@@ -99,6 +99,11 @@ def repair_dataset(
     files = DatasetFiles(Path(prefix))
     if not files.bin.is_file():
         raise UserError(f"{files.bin} is not there, and it alone holds the ids: there is nothing to repair from.")
+    if files.mask.exists() or files.recorded_output(files.mask, files.manifest()) is not None:
+        raise UserError(
+            f"{files.prefix} is a masked dataset, of which a part without its exact mask would teach the wrong tokens: it is "
+            "not repaired. Copy it again, or prepare it again from its conversations."
+        )
     try:
         verify_structure(files.prefix)
     except UserError as error:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_native.data.dataset_files import DatasetFiles
 from megatron_native.data.document_stream import Span
 from megatron_native.data.index_cache import IndexCache
 from megatron_native.data.indexed import IndexedTokens
@@ -53,8 +54,10 @@ class RunData:
         self._indices: OrderedDict[tuple[int, str], SequenceIndex] = OrderedDict()
 
     def dataset(self, name: str) -> IndexedTokens:
-        """A dataset, opened once."""
+        """A dataset, opened once. Raises `UserError` for one that can't be opened, or has lost its mask."""
         if name not in self._datasets:
+            files = DatasetFiles(self.prefixes[name])
+            files.refuse_lost_mask(files.manifest())
             self._datasets[name] = IndexedTokens(self.prefixes[name], self.digests.get(name))
         return self._datasets[name]
 

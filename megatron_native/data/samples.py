@@ -14,7 +14,7 @@ from megatron_native.data.indexed import IndexedTokens
 
 @dataclass(frozen=True)
 class LossPolicy:
-    """Which labels count."""
+    """Which labels count; of a masked dataset those that its mask names, whatever `on_separator` says."""
 
     on_first: bool = True
     """A document's first token, predicted at the end of the document before it in the sequence."""
@@ -45,7 +45,8 @@ def make_sample(
 
     The label of a span's last token is the next token of its document; where the document ends there, it is the first
     token of the span after it (for the last one that of `following`, if given) and counts as `policy` says. A span that
-    begins inside its document begins with what nothing here predicts.
+    begins inside its document begins with what nothing here predicts. Of a masked dataset, a label counts only where the
+    mask has a 1.
     """
     tokens = np.zeros(seq_length, dtype=np.int64)
     labels = np.zeros(seq_length, dtype=np.int64)
@@ -58,16 +59,17 @@ def make_sample(
         ids = dataset.read(start + span.start, count + continues)
         tokens[at : at + count] = ids[:count]
         labels[at : at + len(ids) - 1] = ids[1:]
-        mask[at : at + len(ids) - 1] = 1
+        mask[at : at + len(ids) - 1] = dataset.read_learned(start + span.start, count + continues)[1:]
         if not continues:
             after = spans[place + 1] if place + 1 < len(spans) else following
             if after is not None and after.start == 0 and policy.on_first:
-                labels[at + count - 1] = dataset.read(dataset.document_place(after.document)[0], 1)[0]
-                mask[at + count - 1] = 1
+                first = dataset.document_place(after.document)[0]
+                labels[at + count - 1] = dataset.read(first, 1)[0]
+                mask[at + count - 1] = dataset.read_learned(first, 1)[0]
         at += count
         lengths.append(count)
     if at < seq_length:
         lengths.append(seq_length - at)
-    if not policy.on_separator:
+    if not policy.on_separator and not dataset.masked:
         mask[labels == policy.separator] = 0
     return Sample(tokens, labels, mask, np.array(lengths, dtype=np.int32))

@@ -43,7 +43,7 @@ class SequenceIndex:
         seed: the run's data seed.
         name: what the orders are seeded with besides `seed`; by default the digest of the dataset's `.idx`, so that
             a moved or renamed dataset keeps its order.
-        packing: `concatenate` or `best_fit`.
+        packing: `concatenate`, `best_fit` or `single`.
         history: what was read of the dataset before, in other ways.
         cache: where the orders of large datasets are kept.
         policy: which labels count.

@@ -20,6 +20,7 @@ from typing import Any
 
 from megatron_native.checkpoint.layout import TOKENIZER_FOLDER
 from megatron_native.config.model import ModelConfig
+from megatron_native.config.phases import resolve_phases
 from megatron_native.config.run import RunConfig
 from megatron_native.data.dataset_files import DatasetFiles
 from megatron_native.data.indexed import IndexedTokens, verify_structure
@@ -47,6 +48,8 @@ def check_datasets(
     * `full`: every byte of `.bin` too, against the manifest's checksum and the vocabulary;
     * `off`: the files open.
 
+    A masked dataset has its mask (with the manifest's checksum, unless `off`), and no phase cuts its conversations.
+
     Args:
         run: the configuration; `run.run_dir` gets `data_check.json`, by which an equal or lesser check of unchanged files
             is skipped.
@@ -55,16 +58,18 @@ def check_datasets(
         anew: check also what was checked before.
 
     Returns:
-        Dataset prefix → `documents`, `sequences`, `tokens`, `dtype`, `mode`, `manifest` (whether there is one), `tokenizer`
-        (its hash or None), `idx_xxh3_128` (None with `off`), `bin`, `idx` (bytes, mtime_ns), `seconds`, `remembered`
-        (whether the result is that of an earlier check).
+        Dataset prefix → `documents`, `sequences`, `tokens`, `dtype`, `longest` (of a masked dataset; else None), `mode`,
+        `manifest` (whether there is one), `tokenizer` (its hash or None), `idx_xxh3_128` (None with `off`), `bin`, `idx`,
+        `mask` (bytes, mtime_ns), `seconds`, `remembered` (whether the result is that of an earlier check).
 
     Raises:
         UserError: every dataset that is damaged or of another tokenizer, with its file, what is wrong and what to do.
     """
     prefixes = dataset_prefixes(run)
     if run.data.verify == "off":
-        return {prefix: _opened(prefix) for prefix in prefixes}
+        opened = {prefix: _opened(prefix) for prefix in prefixes}
+        _refuse_cut_conversations(run, opened)
+        return opened
     with _only_check(run.run_dir):
         tokenizers = _ModelTokenizers(run)
         about_model = {"vocab_size": model.vocab_size, "tokenizer": tokenizers.identity()}
@@ -77,6 +82,7 @@ def check_datasets(
         if missing:
             found.update(_check_all(missing, run, model, tokenizers))
         _refuse_mixed_tokenizers(found)
+        _refuse_cut_conversations(run, found)
         if missing:
             facts = {str(prefix.resolve()): fact for prefix, fact in found.items()}
             _write_stamp(run.run_dir / STAMP_FILE, about_model, {**stamp, **facts})
@@ -143,6 +149,7 @@ def _check_one(
     started, files = time.monotonic(), DatasetFiles(prefix)
     before = _times(files)
     manifest = files.manifest()
+    files.refuse_lost_mask(manifest)
     tokenizers.refuse_other(files, manifest, model)
     dataset = verify_structure(prefix, model.vocab_size, SAMPLED_BLOCKS)
     digest = file_digest(files.idx)
@@ -158,15 +165,18 @@ def _check_one(
     return {
         **_counts(dataset), "mode": "sampled" if bar is None else "full", "manifest": manifest is not None,
         "tokenizer": ((manifest or {}).get("tokenizer") or {}).get("hash"), "idx_xxh3_128": digest, **before,
-        "seconds": round(time.monotonic() - started, 3), "remembered": False,
+        "longest": _longest(dataset), "seconds": round(time.monotonic() - started, 3), "remembered": False,
     }  # fmt: skip
 
 
 def _opened(prefix: Path) -> dict[str, Any]:
     files = DatasetFiles(prefix)
+    files.refuse_lost_mask(files.manifest())
+    dataset = IndexedTokens(prefix)
     return {
-        **_counts(IndexedTokens(prefix)), "mode": "off", "manifest": files.manifest_path.is_file(), "tokenizer": None,
+        **_counts(dataset), "mode": "off", "manifest": files.manifest_path.is_file(), "tokenizer": None,
         "idx_xxh3_128": None, **_times(files), "seconds": 0.0, "remembered": False,
+        "longest": _longest(dataset),
     }  # fmt: skip
 
 
@@ -175,6 +185,31 @@ def _counts(dataset: IndexedTokens) -> dict[str, Any]:
         "documents": dataset.document_count, "sequences": dataset.sequence_count, "tokens": dataset.token_count,
         "dtype": dataset.dtype.name,
     }  # fmt: skip
+
+
+def _longest(dataset: IndexedTokens) -> int | None:
+    """Tokens of the longest conversation of a masked dataset."""
+    return int(dataset.document_lengths().max(initial=0)) if dataset.masked else None
+
+
+def _refuse_cut_conversations(run: RunConfig, found: Mapping[Path, Mapping[str, Any]]) -> None:
+    """No phase may cut a conversation: an answer without its question would be learned from nothing."""
+    for phase in resolve_phases(run):
+        for prefix in phase.datasets.values():
+            longest = found[prefix].get("longest") if prefix in found else None
+            if longest is None:
+                continue
+            if phase.packing == "concatenate":
+                raise UserError(
+                    f"data.packing is 'concatenate' in the phase {phase.name}, which cuts the conversations of {prefix} (a "
+                    "masked dataset) anywhere. Set data.packing=best_fit, or single for no packing."
+                )
+            if longest > phase.seq_length:
+                raise UserError(
+                    f"{prefix} has conversations of up to {longest:,} tokens, and data.seq_length is {phase.seq_length:,} in "
+                    f"the phase {phase.name}: they would be cut. Raise data.seq_length, or prepare the dataset again with "
+                    f"--seq-length {phase.seq_length}."
+                )
 
 
 def _compare_with_manifest(
@@ -188,7 +223,7 @@ def _compare_with_manifest(
         f"{name} {manifest[name]} there, {value} here"
         for name, value in _counts(dataset).items() if manifest.get(name, value) != value
     ]  # fmt: skip
-    for path in (files.bin, files.idx):
+    for path in (files.bin, files.idx, files.mask):
         recorded = files.recorded_output(path, manifest)
         if recorded is not None and recorded["bytes"] != path.stat().st_size:
             differing.append(f"{recorded['bytes']:,} bytes of {path.suffix} there, {path.stat().st_size:,} here")
@@ -197,12 +232,14 @@ def _compare_with_manifest(
             f"{files.manifest_path} is the manifest of another dataset: {'; '.join(differing)}. Bring back the one that "
             "was written with the dataset, or " + _REMAKE + "."
         )
-    recorded = files.recorded_output(files.idx, manifest)
-    if recorded is not None and recorded["xxh3_128"] != digest:
-        raise UserError(
-            f"{files.idx} has another content than when it was made (xxh3_128 {digest}, {recorded['xxh3_128']} in "
-            f"{files.manifest_path.name}): {_REMAKE}."
-        )
+    for path in (files.idx, files.mask):
+        recorded = files.recorded_output(path, manifest)
+        there = digest if path == files.idx or recorded is None else file_digest(path)
+        if recorded is not None and recorded["xxh3_128"] != there:
+            raise UserError(
+                f"{path} has another content than when it was made (xxh3_128 {there}, {recorded['xxh3_128']} in "
+                f"{files.manifest_path.name}): {_REMAKE}."
+            )
 
 
 class _ModelTokenizers:
@@ -290,7 +327,8 @@ class _FromManyThreads(Progress):
 def _times(files: DatasetFiles) -> dict[str, Any]:
     """Size and time of each file, by which a later start sees that nothing changed; None for a file that isn't there."""
     result: dict[str, Any] = {}
-    for name, path in (("bin", files.bin), ("idx", files.idx), ("manifest_file", files.manifest_path)):
+    named = (("bin", files.bin), ("idx", files.idx), ("mask", files.mask), ("manifest_file", files.manifest_path))
+    for name, path in named:
         try:
             status = path.stat()
             result[name] = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
@@ -302,7 +340,7 @@ def _times(files: DatasetFiles) -> dict[str, Any]:
 def _still_valid(fact: Mapping[str, Any] | None, prefix: Path, mode: str) -> bool:
     if fact is None or _THOROUGHNESS.index(fact["mode"]) < _THOROUGHNESS.index(mode):
         return False
-    return all(fact[name] == value for name, value in _times(DatasetFiles(prefix)).items())
+    return all(fact.get(name) == value for name, value in _times(DatasetFiles(prefix)).items())
 
 
 def _read_stamp(path: Path, about_model: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:

@@ -6,13 +6,15 @@ With `quick`, the index is still checked whole, and of `.bin` only a sample is r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from megatron_native.data.dataset_files import (
     TOKENS_AT_A_TIME,
@@ -23,6 +25,7 @@ from megatron_native.data.dataset_files import (
     document_policy,
     document_start,
     find_tokenizer,
+    masks_in_blocks,
     spread,
     token_blocks,
 )
@@ -148,7 +151,9 @@ class _Verifier:
             if self.files.bin.is_file():
                 self._whole_bin(dataset)
             self._document_ids(dataset)
-        if dataset is not None:
+        if dataset is not None and dataset.masked:
+            self._mask(dataset)
+        elif dataset is not None:
             self._round_trip(dataset)
         return self.found
 
@@ -162,6 +167,8 @@ class _Verifier:
                 f"(hash {known.tokenizer_hash}, {tokenizer.hash} here)", "give the one it was made with",
             )
             self.tokenizer = tokenizer = None
+        if self.files.mask.is_file():  # turns may end with the separator, and begin with the begin token
+            return replace(known, separator_id=None, vocab_size=expected.vocab_size or known.vocab_size)
         separator = known.separator_id
         if separator is None and tokenizer is not None and tokenizer.eod_token is not None:
             separator = tokenizer.eod_id
@@ -213,7 +220,7 @@ class _Verifier:
             self._good(f"dtype: {dataset.dtype.name} holds all ids of a vocabulary of {size:,}")
 
     def _sizes(self) -> None:
-        for path in (self.files.bin, self.files.idx, self.files.ids):
+        for path in (self.files.bin, self.files.idx, self.files.ids, self.files.mask):
             self._recorded_size(path)
         self.found.remarks.append("checksums and the number of document ids are not checked with --quick")
 
@@ -231,7 +238,7 @@ class _Verifier:
         return recorded
 
     def _checksums_besides_bin(self) -> None:
-        for path in (self.files.idx, self.files.ids):
+        for path in (self.files.idx, self.files.ids, self.files.mask):
             recorded = self._recorded_size(path)
             if recorded is not None:
                 self._compare_digest(path, file_digest(path), recorded)
@@ -320,7 +327,7 @@ class _Verifier:
         if policy.end_id is None and policy.separator_id is not None and found.ended:
             self.found.remarks.append(f"{found.ended:,} documents end with the separator {policy.separator_id}, though nothing "
                                       "says that they do")
-        if policy.end_id is None and policy.separator_id is None:
+        if policy.end_id is None and policy.separator_id is None and not self.files.mask.is_file():
             self.found.remarks.append("the document separator is not known (give --tokenizer or --eod-id): ends of documents "
                                       "are not checked")
 
@@ -351,6 +358,29 @@ class _Verifier:
                         "it belongs to another dataset: bring back the right one")
         elif dataset is not None:
             self._good(f"document ids: one for each of the {count:,} documents")
+
+    def _mask(self, dataset: IndexedTokens) -> None:
+        """Ones and zeros, and something to learn in every document; of a quick verification in sampled blocks."""
+        path, learned, looked = self.files.mask, 0, 0
+        for at, block in masks_in_blocks(dataset) if not self.quick else self._sampled_masks(dataset):
+            if int(block.max(initial=0)) > 1:
+                place = int(np.flatnonzero(block > 1)[0])
+                self._fault(path, f"token {at + place:,}", f"holds {block[place]} where 0 or 1 is expected", COPY_OR_REMAKE)
+                return
+            learned, looked = learned + int(block.sum(dtype=np.int64)), looked + len(block)
+        recorded = (self.manifest or {}).get("counts", {}).get("learned_tokens")
+        if not self.quick and recorded not in (None, learned):
+            self._fault(path, "", f"has {learned:,} tokens to learn, {recorded:,} in the manifest", COPY_OR_REMAKE)
+        elif looked and not learned:
+            self._fault(path, "", "names no token that is learned", "prepare the dataset again")
+        else:
+            self._good(f"mask: {learned:,} of {looked:,} {'sampled ' if self.quick else ''}tokens are learned")
+
+    @staticmethod
+    def _sampled_masks(dataset: IndexedTokens) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        size = min(4096, dataset.token_count)
+        for at in np.unique(np.linspace(0, dataset.token_count - size, num=SAMPLED_BLOCKS, dtype=np.int64)).tolist():
+            yield at, dataset.read_learned(at, size)
 
     def _round_trip(self, dataset: IndexedTokens) -> None:
         if self.tokenizer is None:

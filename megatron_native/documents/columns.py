@@ -82,7 +82,7 @@ def _documents(
     import pyarrow
 
     needed = settings.text_key.split(".")[0]
-    if needed not in columns:
+    if needed and needed not in columns:
         raise UserError(
             f"{path} has no column '{needed}'; it has {', '.join(columns)}; choose one of them as the text key."
         )

@@ -43,7 +43,8 @@ class ReadSettings(msgspec.Struct, frozen=True):
     """How records become documents; belongs into the manifest of every stage that reads.
 
     Attributes:
-        text_key: key or column of the text; dots reach into nested objects.
+        text_key: key or column of the text; dots reach into nested objects. "" for records that hold no single text: their
+            documents have an empty text, and the whole record as metadata.
         id_key: key or column of the id; a record without one is called `FILE:OFFSET`.
         text_unit: what one document of plain text is: `file`, `line` or `paragraph` (blank lines between).
         max_line_bytes: a longer line (or element of an array) is refused without being held in memory.
@@ -85,8 +86,8 @@ def document_of(
     record: dict[str, Any], source: str, name: str, offset: int, settings: ReadSettings, raw: bytes
 ) -> Document | Refusal:
     """The document that a parsed record is; all its other keys become metadata."""
-    keys = settings.text_key.split(".")
-    text: Any = record
+    keys = settings.text_key.split(".") if settings.text_key else []
+    text: Any = record if keys else ""
     for key in keys:
         if not isinstance(text, dict) or key not in text:
             return refusal(source, offset, "no text key", raw, f"no '{settings.text_key}' in it")
@@ -103,12 +104,14 @@ def document_of(
         isinstance(identifier, float) and raw
     ):  # orjson rounds integers of more than 64 bits, the standard library does not
         identifier = json.loads(raw)[settings.id_key]
+    name = f"{name}:{offset}" if identifier is None or identifier == "" else str(identifier)
+    if not keys:
+        return Document(name, "", record, source, offset)
     others = _without(record, keys)
     others.pop(settings.id_key, None)
     metadata = others.pop("metadata") if isinstance(others.get("metadata"), dict) else {}
     metadata = metadata | {key: value for key, value in others.items() if key not in metadata}
-    identifier = f"{name}:{offset}" if identifier is None or identifier == "" else str(identifier)
-    return Document(identifier, text, metadata, source, offset)
+    return Document(name, text, metadata, source, offset)
 
 
 def _without(record: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

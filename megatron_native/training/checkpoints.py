@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -71,6 +71,8 @@ class _Save:
     started: float
     planned: PlannedSave | None = None
     writer: ForkedWriter | None = None
+    keep: tuple[Path, ...] = ()
+    """Checkpoints that are not deleted after this save."""
     failed: str | None = None
     """Why this rank can't do its part."""
     blocked: float = 0.0
@@ -128,6 +130,7 @@ class Checkpointer:
         progress: Mapping[str, Any],
         source: Path | None,
         run_files: Mapping[str, str],
+        keep: Collection[Path] = (),
     ) -> float:
         """Begin to save; collective. Model and optimizer may change as soon as this returns.
 
@@ -141,6 +144,7 @@ class Checkpointer:
             source: checkpoint whose `run/` files (model, tokenizer, HF config, reference logits) travel along. Where it
                 is gone, the newest checkpoint of this run, which had them from it.
             run_files: other texts by name relative to `run/`, such as `config.yaml`.
+            keep: checkpoints that retention leaves alone this time, as old as they are.
 
         Returns:
             Seconds that training was blocked.
@@ -152,7 +156,7 @@ class Checkpointer:
         position = json.loads(json.dumps(progress))
         self._wait_for_save()
         begun = time.monotonic()
-        save = _Save(checkpoint_folder(self.run_dir, step), step, begun)
+        save = _Save(checkpoint_folder(self.run_dir, step), step, begun, keep=tuple(keep))
         with _short_collections():
             state = sharded_state.model_state(model.modules)
             state["progress"] = position
@@ -302,7 +306,7 @@ class Checkpointer:
             with suppress(OSError):  # told by failures(), or cleaned up by the next run
                 self._retention.delete(unfinished)
             return 0, "; ".join(failures[:4]) + (f"; and {len(failures) - 4} more" if len(failures) > 4 else "")
-        for folder in self._retention.expired(protected=(save.folder,)):
+        for folder in self._retention.expired(protected=(save.folder, *save.keep)):
             with suppress(OSError):  # tried again after the next save
                 self._retention.delete(folder)
         return size, None

@@ -16,7 +16,7 @@ import torch
 from megatron.core import parallel_state
 
 from megatron_native.config.run import RunConfig
-from megatron_native.data.heldout import HeldoutWindows, heldout_windows
+from megatron_native.data.heldout import HeldoutWindows, conversation_windows, heldout_windows
 from megatron_native.data.tokenizers import Tokenizer, load_tokenizer
 from megatron_native.errors import UserError
 from megatron_native.training.batches import MicroBatch, positions_of
@@ -50,7 +50,10 @@ class HeldoutEvaluation:
             )
         tokenizer: Tokenizer = load_tokenizer("HuggingFaceTokenizer", tokenizer_folder)
         for heldout in run.evaluation.heldout:
-            self.windows[heldout.name] = heldout_windows([heldout.path], tokenizer, run.data.seq_length)
+            if heldout.kind == "conversations":
+                self.windows[heldout.name] = conversation_windows(heldout.path, tokenizer, run.data.seq_length)
+            else:
+                self.windows[heldout.name] = heldout_windows([heldout.path], tokenizer, run.data.seq_length)
 
     def measure(self, chunks: Sequence[Any]) -> dict[str, HeldoutScore]:
         """Every set's score under the current weights; the same on every rank."""

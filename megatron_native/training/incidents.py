@@ -20,6 +20,7 @@ LOSS_SPIKE = "loss_spike"
 NOT_FINITE = "not_finite"
 RECOMPUTED = "recomputed"
 HELDOUT_RULE = "heldout_rule"
+EARLY_STOP = "early_stop"
 CHECKPOINT_DAMAGED = "checkpoint_damaged"
 SAVE_FAILED = "save_failed"
 STOP_REQUESTED = "stop_requested"
@@ -29,8 +30,8 @@ RESTART = "restart"
 GAVE_UP = "gave_up"
 
 KINDS = frozenset({
-    LOSS_SPIKE, NOT_FINITE, RECOMPUTED, HELDOUT_RULE, CHECKPOINT_DAMAGED, SAVE_FAILED, STOP_REQUESTED, STALL, RANK_DIED,
-    RESTART, GAVE_UP,
+    LOSS_SPIKE, NOT_FINITE, RECOMPUTED, HELDOUT_RULE, EARLY_STOP, CHECKPOINT_DAMAGED, SAVE_FAILED, STOP_REQUESTED,
+    STALL, RANK_DIED, RESTART, GAVE_UP,
 })  # fmt: skip
 """Every kind of event there is."""
 

@@ -32,8 +32,8 @@ from megatron_native.training.run_lock import HELD_VARIABLE, STALE_SECONDS, RunL
 from megatron_native.training.signals import STOP_SIGNALS
 
 FINISHED_FILE = "finished.json"
-"""What the trainer leaves in the run folder at its end: `step`, `checkpoint` (relative to the run folder, or absolute) and
-`plan` (the configuration's `phases` as JSON)."""
+"""What the trainer leaves in the run folder at its end: `step`, `checkpoint` (relative to the run folder, or absolute),
+`plan` (the configuration's `phases` as JSON), and `early_stop`, the rule that ended the run before its last step, or None."""
 PRETRAIN = ("-m", "megatron_native", "pretrain")
 """Arguments of Python that make it one rank of a run, before `--config` and the overrides."""
 
@@ -223,13 +223,18 @@ def _is_finished(run: RunConfig) -> bool:
     try:
         record = json.loads((run.run_dir / FINISHED_FILE).read_text(encoding="utf-8"))
         done, checkpoint, plan = int(record["step"]), run.run_dir / str(record["checkpoint"]), record.get("plan") or []
+        ended_early = record.get("early_stop")
         check_complete(checkpoint)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         return False  # not finished, or no longer whole: the trainer goes on from what is
-    if plan != run.model_dump(mode="json")["phases"] or (run.training.steps or 0) > done:
+    settings = run.model_dump(mode="json")
+    if plan != settings["phases"] or (ended_early and ended_early != settings["evaluation"]["early_stop"]):
+        return False
+    if not ended_early and (run.training.steps or 0) > done:
         return False
     if int(os.environ.get("RANK", "0")) == 0:
-        print(f"pretrain: all {done} steps are done already, saved as {checkpoint}; skipped")
+        what = f"evaluation.early_stop ended the run after step {done}" if ended_early else f"all {done} steps are done already"
+        print(f"pretrain: {what}, saved as {checkpoint}; skipped")
     return True
 
 

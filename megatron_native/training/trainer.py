@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from megatron_native.training.boundaries import assert_boundaries
 from megatron_native.training.checkpoints import Checkpointer, SavedCheckpoint
 from megatron_native.training.course import Course, StepPlan
 from megatron_native.training.data_source import open_run_data, run_data
+from megatron_native.training.early_stop import EarlyStop, write_best
 from megatron_native.training.evaluation import HeldoutEvaluation
 from megatron_native.training.forgetting import ForgettingMonitor, reweight
 from megatron_native.training.import_gate import check_import, check_masters
@@ -77,6 +79,7 @@ class Trainer:
         self.evaluation = HeldoutEvaluation(run, tokenizer, platform.device)
         self.forgetting = ForgettingMonitor(run.evaluation.rules)
         self.judgement = Judgement(run.faults)
+        self.early_stop = EarlyStop(run.evaluation.early_stop)
         self._restore_monitors(self.restored.monitors)
         self.checkpointer = Checkpointer(run.run_dir, run.checkpointing, self.say)
         self.metrics = Metrics(
@@ -90,6 +93,8 @@ class Trainer:
         self._lengthened = False
         self._stopped_by: str | None = None
         self._unsaved = False
+        self._best: Path | None = None
+        """The newest best checkpoint that is known to be whole."""
 
     @property
     def progress(self) -> Any:
@@ -133,7 +138,7 @@ class Trainer:
     def _loop(self, stop: StopRequest) -> str | None:
         """Step until the run ends or must stop; why it stopped before its end."""
         run = self.run
-        while (plan := self.course.next_step()) is not None:
+        while not self.early_stop.exhausted and (plan := self.course.next_step()) is not None:
             if run.training.stop_after is not None and self.progress.step >= run.training.stop_after:
                 return "training.stop_after"
             self._enter(plan)
@@ -148,14 +153,19 @@ class Trainer:
             self.incidents.flush()
             if self._due(run.evaluation.interval) and self.course.next_step() is not None and self._evaluate():
                 return "stopped"
+            if self.early_stop.exhausted:
+                self.incidents.record(kinds.EARLY_STOP, self.early_stop.message, plan.step, self.early_stop.state())
+                return None
             signal = self._agreed(stop.requested)
             if signal:
                 message = f"{signal} came: the run stops after step {plan.step} and is saved"
                 self.incidents.record(kinds.STOP_REQUESTED, message, plan.step)
                 return signal
-            if self._due(run.checkpointing.save_interval) and self.course.next_step() is not None:
+            due = self._due(run.checkpointing.save_interval) and self.course.next_step() is not None
+            if self._unsaved and (due or self.early_stop.best_step == plan.step):
                 self._save()
-        self._evaluate()
+        if not self.early_stop.exhausted:
+            self._evaluate()
         self._stopped_by = None  # there is nothing left to stop
         return None
 
@@ -229,6 +239,7 @@ class Trainer:
             )
         if self.progress.step == 0:
             self._evaluate()
+        self._write_best()
         plan = self.course.next_step()
         if plan is not None and not plan.begins_phase:
             self._lengthen(plan)
@@ -284,6 +295,8 @@ class Trainer:
                 self.course.reweight(reweight(self.course.ledger.segments[-1].weights, verdict.factors))
             if verdict.action == "stop":
                 self._stopped_by, stops = f"{verdict.message}.", True
+        if self.progress.step:
+            self.early_stop.judge(self.progress.step, {name: score.loss for name, score in scores.items()})
         return stops
 
     def _roll_back(self, plan: StepPlan, verdict: Verdict) -> None:
@@ -293,6 +306,7 @@ class Trainer:
         self.course = Course(self.run, restored.ledger, restored.progress)
         self.data = run_data(self.run, self.course)
         self.judgement.back_to(restored.monitors)
+        self.early_stop.restore(restored.monitors.get("early_stop"))
         self.course.pass_over(plan.samples.stop, verdict.message)
         self._unsaved = True
         self.metrics.rewind(restored.progress.step)
@@ -304,11 +318,19 @@ class Trainer:
             run_files["model.json"] = self.model_config.model_dump_json(indent=2) + "\n"
         state = {
             "position": self.progress.state(), "judgement": self.judgement.state(), "forgetting": self.forgetting.state(),
+            "early_stop": self.early_stop.state(),
         }  # fmt: skip
-        self.checkpointer.save(self.progress.step, self.model, state, self.restored.travelling, run_files)
+        self.checkpointer.save(self.progress.step, self.model, state, self.restored.travelling, run_files, self._kept())
         self._write_ledger()
         self._unsaved = False
         self._say_saves(self.checkpointer.poll())
+
+    def _kept(self) -> list[Path]:
+        """The best checkpoint and, where that one's own save failed, the one before it; none when the best is saved now."""
+        best = self.early_stop.best_step
+        if best is None or best == self.progress.step:
+            return []
+        return [checkpoint_folder(self.run.run_dir, best), *([self._best] if self._best is not None else [])]
 
     def _write_ledger(self) -> None:
         """The ledger for people and `trace`; the run itself goes on from the copy in its checkpoints."""
@@ -325,13 +347,21 @@ class Trainer:
                 self._unsaved = True
             else:
                 self.metrics.saved(one.step, one.folder, one.seconds, one.blocked, one.bytes)
+                self._write_best()
+
+    def _write_best(self) -> None:
+        """Say in the run folder which checkpoint is the best, where that one is whole."""
+        if self.platform.is_main:
+            self._best = write_best(self.run.run_dir, self.early_stop) or self._best
 
     def _finish(self) -> None:
         """Leave word that the run is done, for the next time the command is given."""
         if self.platform.is_main:
             plan = self.run.model_dump(mode="json")["phases"]
             checkpoint = checkpoint_folder(self.run.run_dir, self.progress.step).relative_to(self.run.run_dir)
-            record = {"step": self.progress.step, "checkpoint": str(checkpoint), "plan": plan}
+            rule = self.run.evaluation.early_stop
+            early = rule.model_dump(mode="json") if rule is not None and self.course.next_step() is not None else None
+            record = {"step": self.progress.step, "checkpoint": str(checkpoint), "plan": plan, "early_stop": early}
             write_json(self.run.run_dir / FINISHED_FILE, record)
 
     def _record(self, plan: StepPlan, verdict: Verdict) -> None:
@@ -346,6 +376,7 @@ class Trainer:
         self.judgement.restore(state.get("judgement"))
         if "forgetting" in state:
             self.forgetting.restore(state["forgetting"])
+        self.early_stop.restore(state.get("early_stop"))
 
     def _agreed(self, signal: str | None) -> str | None:
         """The signal that any rank has got, known to every rank."""

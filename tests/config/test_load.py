@@ -75,3 +75,18 @@ def test_invalid_yaml_is_named(tmp_path: Path) -> None:
     path.write_text("training: [unclosed")
     with pytest.raises(UserError, match=r"run\.yaml is not valid YAML"):
         load_run_config(path)
+
+
+def test_held_out_conversations_are_a_dataset_and_held_out_text_is_a_file(run_yaml: Path, tmp_path: Path) -> None:
+    prefix, text = tmp_path / "tokens", tmp_path / "held.jsonl"
+    text.write_text("{}")
+
+    def heldout(path: Path, kind: str) -> list[str]:
+        return [f"evaluation.heldout=[{{name: a, path: {path}, kind: {kind}}}]"]
+
+    assert load_run_config(run_yaml, heldout(prefix, "conversations")).evaluation.heldout[0].kind == "conversations"
+    assert load_run_config(run_yaml, heldout(text, "text")).evaluation.heldout[0].path == text
+    with pytest.raises(UserError, match=r"held\.jsonl is no dataset's prefix"):
+        load_run_config(run_yaml, heldout(text, "conversations"))
+    with pytest.raises(UserError, match="tokens is not a file"):
+        load_run_config(run_yaml, heldout(prefix, "text"))

@@ -4,9 +4,11 @@ import math
 import numpy as np
 import pytest
 
-from megatron_native.data.heldout import cut_windows, heldout_windows
+from megatron_native.data.heldout import WINDOW_MULTIPLE, conversation_windows, cut_windows, heldout_windows
+from megatron_native.data.indexed import IndexedWriter
 from megatron_native.data.tokenizers import load_tokenizer
 from megatron_native.errors import UserError
+from tests.data.planted_datasets import documents, write_dataset, write_manifest
 from tests.data.small_tokenizers import SENTENCES
 
 TEXTS = [*SENTENCES, "a", "نص قصير", "نص فيه <|endoftext|> مكتوب", " ".join(SENTENCES * 3)]
@@ -69,3 +71,54 @@ def test_a_damaged_heldout_file_is_refused_and_named(tokenizer, tmp_path):
         heldout_windows([path], tokenizer, 16)
     with pytest.raises(UserError, match="stride is 17"):
         cut_windows(TEXTS, tokenizer, 16, stride=17)
+
+
+CONVERSATIONS = [([5, 6, 7, 8], [0, 0, 1, 1]), ([9, 10, 11, 12, 13, 14], [0, 1, 1, 0, 0, 1]), ([3, 4], [0, 1])]
+
+
+def masked_dataset(prefix, conversations=CONVERSATIONS):
+    with IndexedWriter(prefix, np.uint16, masked=True) as writer:
+        for ids, learned in conversations:
+            writer.add_document(np.array(ids), learned=np.array(learned, np.uint8))
+    return prefix
+
+
+def test_conversations_are_a_window_each_and_their_answers_are_predicted(tokenizer, tmp_path):
+    windows = conversation_windows(masked_dataset(tmp_path / "c"), tokenizer, 128)
+    assert windows.tokens.shape == (3, WINDOW_MULTIPLE)
+    assert windows.tokens[1, :6].tolist() == [9, 10, 11, 12, 13, 0]
+    assert windows.labels[1, :6].tolist() == [10, 11, 12, 13, 14, 0]
+    assert [labels[mask == 1].tolist() for labels, mask in zip(windows.labels, windows.loss_mask)] == [
+        [7, 8], [10, 11, 14], [4],
+    ]  # fmt: skip
+    assert (windows.token_count, windows.documents) == (6, 3)
+
+
+def test_bytes_of_conversations_are_those_of_the_answers(tokenizer, tmp_path):
+    end = tokenizer.token_id(tokenizer.special_tokens()[-1])
+    answers = ["ذهب الطالب إلى المدرسة.", "The committee agreed.", "نعم"]
+    conversations = []
+    for answer in answers:
+        question, said = tokenizer.encode("ما هو؟").tolist(), tokenizer.encode(answer).tolist()
+        conversations.append(([*question, end, *said, end], [0] * (len(question) + 1) + [1] * (len(said) + 1)))
+    windows = conversation_windows(masked_dataset(tmp_path / "c", conversations), tokenizer, 128)
+    assert windows.text_bytes == sum(len(answer.encode()) for answer in answers)
+    assert windows.token_count == sum(len(tokenizer.encode(answer)) + 1 for answer in answers), "with the ends of turns"
+
+
+def test_what_can_not_be_held_out_conversations_is_said(tokenizer, tmp_path):
+    plain = write_dataset(tmp_path / "plain", documents(9, 8))
+    with pytest.raises(UserError, match=r"there is no plain\.mask"):
+        conversation_windows(plain, tokenizer, 64)
+    with pytest.raises(UserError, match="one has 6 tokens, and a sequence of the run has 5"):
+        conversation_windows(masked_dataset(tmp_path / "c"), tokenizer, 5)
+    nothing = masked_dataset(tmp_path / "n", [([5, 6], [0, 0])])
+    with pytest.raises(UserError, match="names no token of an answer"):
+        conversation_windows(nothing, tokenizer, 64)
+    texts = documents(9)
+    write_manifest(write_dataset(tmp_path / "other", texts), texts)
+    (tmp_path / "other.mask").write_bytes(bytes([1] * 9))
+    with pytest.raises(UserError, match="prepared with another tokenizer"):
+        conversation_windows(tmp_path / "other", tokenizer, 64)
+    with pytest.raises(UserError, match=r"nowhere\.idx is not there"):
+        conversation_windows(tmp_path / "nowhere", tokenizer, 64)

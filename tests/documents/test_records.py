@@ -162,3 +162,12 @@ def test_a_paragraph_that_is_not_utf8_is_refused_and_the_others_stay(tmp_path):
 def test_an_unknown_unit_is_refused(tmp_path):
     with pytest.raises(UserError, match="the unit of plain text is 'page'"):
         read(text(tmp_path, b"x"), text_unit="page")
+
+
+def test_without_a_text_key_a_record_is_all_metadata(tmp_path):
+    record = {"id": 7, "messages": [{"role": "user", "content": "ما؟"}], "metadata": {"source": "x"}}
+    documents, refusals = read(jsonl(tmp_path, record, {"n": 1}, [1]), text_key="")
+    assert [(d.id, d.text, d.metadata) for d in documents] == [
+        ("7", "", record), (f"a.jsonl:{documents[1].offset}", "", {"n": 1}),
+    ]  # fmt: skip
+    assert [r.reason for r in refusals] == ["not a JSON object"]

@@ -1,0 +1,1 @@
+"""Training after pre-training: conversations to masked datasets, for the same trainer."""
