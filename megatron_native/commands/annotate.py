@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron_native.commands.server_arguments import add_budget, add_judge, add_server, budget_of, with_judge
 from megatron_native.commands.stage_arguments import add_reading, reading_of
@@ -148,9 +148,10 @@ def _settings(arguments: argparse.Namespace) -> AnnotateSettings:
     from megatron_native.alignment.backends.choice import options_of
     from megatron_native.alignment.rewriting.settings import RewriteSettings
     from megatron_native.alignment.seeds.settings import AnnotateSettings
+    from megatron_native.config.yaml_mapping import read_mapping
 
-    rules = None if arguments.no_rules else _overrides(arguments.rules, "residue: false", "--rules")
-    gates = None if arguments.no_gates else _overrides(arguments.gates, "numbers: {most_new: 0}", "--gates")
+    rules = None if arguments.no_rules else read_mapping(arguments.rules, "without: [tatweel]", "--rules")
+    gates = None if arguments.no_gates else read_mapping(arguments.gates, "numbers: {most_new: 0}", "--gates")
     asking = RewriteSettings(
         engine="openai", conduct=arguments.conduct, language=arguments.language, examples=arguments.examples,
         passage_tokens=arguments.passage_tokens, context_tokens=arguments.context_tokens,
@@ -162,12 +163,6 @@ def _settings(arguments: argparse.Namespace) -> AnnotateSettings:
     return AnnotateSettings(
         _selection(arguments), asking, arguments.model, extra, arguments.structured, arguments.tries
     )
-
-
-def _overrides(file: Path | None, example: str, option: str) -> dict[str, Any]:
-    from megatron_native.config.yaml_mapping import read_mapping
-
-    return {} if file is None else read_mapping(file, example, option)
 
 
 def _selection(arguments: argparse.Namespace) -> SelectionSettings:

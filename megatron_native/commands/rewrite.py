@@ -180,12 +180,11 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
     _check_used(arguments, engine)
     over: dict[str, Any] = {}
     for name, example in (
-        ("rules", "residue: false"),
+        ("rules", "without: [tatweel]"),
         ("first_look", "threshold: 0.2"),
         ("gates", "numbers: {most_new: 0}"),
     ):
-        given: Path | None = getattr(arguments, name)
-        read = {} if given is None else read_mapping(given, example, f"--{name.replace('_', '-')}")
+        read = read_mapping(getattr(arguments, name), example, f"--{name.replace('_', '-')}")
         over[name] = None if getattr(arguments, f"no_{name}") else read
     settings = RewriteSettings(
         engine=engine, worker=choice.identity() if choice else {}, **prompt_of(arguments), examples=arguments.examples,

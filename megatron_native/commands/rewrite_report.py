@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_native.alignment.gates.pairs import PairSettings
     from megatron_native.alignment.report.gather import RewriteReportSettings, gather
     from megatron_native.alignment.report.page import page
-    from megatron_native.alignment.rewriting.settings import read_overrides
+    from megatron_native.config.yaml_mapping import read_mapping
     from megatron_native.errors import EXIT_DONE, UserError
 
     output: Path = arguments.output
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = RewriteReportSettings(
         arguments.sample, arguments.max_pairs, arguments.seed,
         PairSettings(origin_key=arguments.origin_key, rewritten_key=arguments.rewritten_key),
-        not arguments.no_gates, read_overrides(arguments.gates), arguments.judge_pairs,
+        not arguments.no_gates, read_mapping(arguments.gates, "numbers: {most_new: 0}", "--gates"), arguments.judge_pairs,
     )  # fmt: skip
     with ExitStack() as stack:
         report = gather(arguments.input, settings, _models(arguments, stack))

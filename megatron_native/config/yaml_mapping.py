@@ -8,17 +8,19 @@ from typing import Any
 from megatron_native.errors import UserError
 
 
-def read_mapping(path: Path, example: str, option: str = "") -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty one.
+def read_mapping(path: Path | None, example: str, option: str = "") -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one, and so is no file.
 
     Args:
-        path: the file.
+        path: the file, or None where none was given.
         example: what a line of it looks like.
         option: by which it was given, for the error.
 
     Raises:
         UserError: the file can't be read, is no YAML, or holds something else.
     """
+    if path is None:
+        return {}
     import yaml
 
     name = f"{option} {path}" if option else str(path)
