@@ -1,9 +1,6 @@
 """The whole command against a server that fails as real ones do."""
 
 import json
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +14,6 @@ from tests.alignment.rewriting.jobs import SENTENCES
 from tests.faulty_server import FaultyServer, edited, sensible_answer
 from tests.tiny_models import make_tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
 FAULTS = {"429": 0.1, "500": 0.1, "garbage": 0.06, "half": 0.1, "empty": 0.06, "closed": 0.1}
 
 
@@ -350,13 +346,3 @@ def test_a_server_that_is_gone_ends_the_run_and_keeps_what_there_is(tmp_path: Pa
 def server():
     with FaultyServer() as one:
         yield one
-
-
-def test_help_answers_at_once() -> None:
-    best = 9.0
-    for _ in range(3):
-        begun = time.monotonic()
-        subprocess.run([sys.executable, "-m", "megatron_native", "annotate", "--help"], cwd=ROOT, check=True,
-                       capture_output=True)  # fmt: skip
-        best = min(best, time.monotonic() - begun)
-    assert best < 0.5

@@ -41,7 +41,7 @@ def answered_path(work: Path, name: str) -> Path:
 def judge_part(
     name: str, on_read: OnRead, output: Path, work: Path, settings: AnnotateSettings, structured: bool
 ) -> dict[str, Any]:
-    """Write the pairs and the decisions of one part of the sample.
+    """Write the pairs and the decisions of one part of the sample; `on_read` is of no use, since a part is a step.
 
     Returns:
         `account`, whose records are passages, and `outputs`; `states` and `refused` by gate or reason; `tokens` as the
@@ -77,7 +77,6 @@ def judge_part(
                 (account.dropped if outcome.state == REFUSED else account.quarantined)[reason] += 1
                 refused.update(outcome.refused or [reason])
             decisions.write(_decision(answered, outcome, lineage))
-            on_read(1)
     result = PartResult(account, written(output, [pairs, decisions])).as_json()
     return result | {"states": dict(states), "refused": dict(refused)}
 
