@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from megatron_native.cli import run_command
-
 from tests.posttraining.test_finetune import ANSWERS, SETTINGS, write_chats
 from tests.tiny_models import make_tiny_model
 
