@@ -118,6 +118,8 @@ class FaultyServer:
         api_key: wanted as Bearer token; None wants none. A wrong one is repeated in the refusal, as some servers do.
         model: the one that is served.
         most_in_a_row: faults of one request in a row at most.
+        structured: what is done with a `response_format`: "kept" to, "ignored", or "refused".
+        answer: what is said to messages.
     """
 
     def __init__(
@@ -132,7 +134,10 @@ class FaultyServer:
         api_key: str | None = None,
         model: str = "editor",
         most_in_a_row: int = 3,
+        structured: str = "ignored",
+        answer: Callable[[list[dict[str, str]]], str] = sensible_answer,
     ) -> None:
+        self.structured, self.answer = structured, answer
         self.ledger = Ledger()
         self.schedule = schedule or seeded_schedule(faults or {}, seed, most_in_a_row)
         self.port, self.latency, self.slow_seconds = port, latency, slow_seconds
@@ -237,6 +242,9 @@ class FaultyServer:
             fault = "404"
         if fault == "closed":
             return False
+        if self.structured == "refused" and "response_format" in body:
+            await self._send(writer, 400, _error(400, "response_format of type json_schema is not supported"))
+            return True
         if fault in ("429", "500", "503", "400", "401", "404"):
             status = int(fault)
             more = (
@@ -263,7 +271,10 @@ class FaultyServer:
     def _completion(self, body: dict[str, Any], fault: str) -> dict[str, Any]:
         """Tokens are words; the first message is cached once it was seen."""
         messages = body["messages"]
-        words = re.findall(r"\S+\s*", sensible_answer(messages))
+        said = self.answer(messages)
+        if self.structured == "kept" and "response_format" in body:
+            said = json.dumps({"rewritten": said}, ensure_ascii=False)
+        words = re.findall(r"\S+\s*", said)
         most = body.get("max_tokens") or body.get("max_completion_tokens") or len(words)
         finish = "content_filter" if fault == "filtered" else "stop" if len(words) <= most else "length"
         prompt = sum(len(message["content"].split()) for message in messages)

@@ -74,7 +74,11 @@ def slips(text: str, rng: random.Random) -> str:
             continue
         at = rng.randrange(2, len(word) - 2)
         words[place] = rng.choice(
-            [word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2 :]]
+            [
+                word[:at] + word[at + 1 :],
+                word[:at] + word[at] + word[at:],
+                word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            ]
         )
     return " ".join(words)
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_native.commands.server_arguments import add_judge, judge_of
 from megatron_native.commands.stage_arguments import add_execution
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ EXAMPLES = """\
   megatron-native gate --input 'pairs/*.jsonl.zst' --output checked/ --gates strict.yaml --set similarity=false
   megatron-native gate --input pairs.jsonl --output checked/ --origin-key source --rewritten-key target --workers 8
   megatron-native gate --input pairs.jsonl --explain 17           what every gate says of the 17th pair
+  megatron-native gate --input pairs.jsonl --output checked/ --judge-endpoint http://host:8000/v1 --judge-model judge
   megatron-native gate --pair 'بلغ العدد 12 طالبًا.' 'بلغ العدد 21 طالبًا.'
   megatron-native gate --list                                     the gates and their settings
 
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="GATE.KEY=VALUE", dest="overrides",
         help="one setting, such as numbers.most_lost=1, or names=false to switch a gate off; may be repeated",
     )  # fmt: skip
+    add_judge(parser)
     parser.add_argument("--keep-scores", action="store_true", help="give kept pairs a field 'gates' with their scores")
     parser.add_argument("--explain", type=int, metavar="N", help="show all judgements of the N-th pair; write nothing")
     parser.add_argument(
@@ -56,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Judge, and print the account."""
-    from megatron_native.alignment.gates.settings import load_settings
+    from megatron_native.alignment.gates.settings import load_settings, merged
     from megatron_native.errors import UserError
 
-    gates = load_settings(arguments.gates, arguments.overrides)
+    gates = merged(load_settings(arguments.gates, arguments.overrides), judge_of(arguments), "--judge-endpoint")
     if arguments.list:
         from megatron_native.alignment.gates.pair_table import print_settings
 

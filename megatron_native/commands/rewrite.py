@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_native.commands.server_arguments import add_budget, add_judge, add_server, budget_of, with_judge
 from megatron_native.commands.stage_arguments import add_reading, reading_of
 
 if TYPE_CHECKING:
-    from megatron_native.alignment.backends.budget import Budget
     from megatron_native.alignment.backends.choice import BackendChoice
     from megatron_native.alignment.rewriting.cost import Prices
     from megatron_native.alignment.rewriting.settings import RewriteSettings
@@ -43,23 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     worker.add_argument(
         "--worker", type=Path, metavar="FOLDER", help="Hugging Face folder of the worker (for openai: optional)"
     )
-    worker.add_argument(
-        "--endpoint", nargs="+", default=[], metavar="URL",
-        help="servers for openai; @FILE or @FOLDER reads them from there, a URL a line",
+    add_server(
+        worker, "worker",
+        "settings of the engine, such as max_num_seqs=512 speculation=4 (docs/backends.md, docs/vllm.md)",
     )  # fmt: skip
-    worker.add_argument("--model", default="", metavar="NAME", help="the worker's name at the servers")
-    worker.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 is greedy (0)")
-    worker.add_argument("--top-p", type=float, default=1.0, metavar="X", help="share of probability sampled from (1)")
-    worker.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
-    worker.add_argument(
-        "--option", nargs="+", default=[], metavar="KEY=VALUE",
-        help="settings of the engine, such as max_num_seqs=512 speculation=4 (docs/backends.md, docs/vllm.md)",
-    )  # fmt: skip
-    budget = parser.add_argument_group("what servers may cost (openai)")
-    budget.add_argument("--max-tokens", type=int, metavar="N", help="stop before more tokens are used (no limit)")
-    budget.add_argument("--max-cost", type=float, metavar="X", help="stop before more is spent (no limit)")
-    budget.add_argument("--price-input", type=float, default=0.0, metavar="X", help="of a million prompt tokens")
-    budget.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million written tokens")
+    add_budget(parser, "what servers may cost (openai)")
     prompt = parser.add_argument_group("what it is asked")
     prompt.add_argument("--conduct", metavar="NAME|FILE", help="code of conduct (as the worker was trained; general)")
     prompt.add_argument(
@@ -87,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checks.add_argument("--no-first-look", action="store_true", help="every passage goes to the worker")
     checks.add_argument("--gates", type=Path, metavar="FILE", help="YAML over the gates' thresholds")
     checks.add_argument("--no-gates", action="store_true", help="check nothing (for measuring, not for a corpus)")
+    add_judge(checks)
     checks.add_argument("--tries", type=int, default=3, metavar="N", help="before a passage is quarantined (3)")
     checks.add_argument("--chunk-passages", type=int, default=64, metavar="N", help="passages leased at once (64)")
     parser.add_argument(
@@ -138,6 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None and not arguments.estimate:
         raise UserError("--output FOLDER says where the rewritten documents go.")
     settings, choice = _settings(arguments)
+    settings = replace(settings, gates=with_judge(settings.gates, arguments))
     if arguments.estimate:
         from megatron_native.alignment.rewriting.estimate import estimate, print_estimate
 
@@ -184,7 +175,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
     if engine in ENGINES and engine != "rules":
         choice = BackendChoice(
             engine, arguments.worker, arguments.model, endpoints_of(arguments.endpoint), sampling,
-            options_of(arguments.option), _budget(arguments) if engine == "openai" else None,
+            options_of(arguments.option), budget_of(arguments) if engine == "openai" else None,
         )  # fmt: skip
     _check_used(arguments, engine)
     over: dict[str, Any] = {}
@@ -253,12 +244,6 @@ def _prices(arguments: argparse.Namespace) -> Prices:
     from megatron_native.alignment.rewriting.cost import Prices
 
     return Prices(arguments.price_hour, arguments.price_input, arguments.price_output)
-
-
-def _budget(arguments: argparse.Namespace) -> Budget:
-    from megatron_native.alignment.backends.budget import Budget
-
-    return Budget(arguments.max_tokens, arguments.max_cost, arguments.price_input, arguments.price_output)
 
 
 def _gpus() -> int:

@@ -88,7 +88,7 @@ def cut_windows(
     rows: list[tuple[NDArray[np.int64], int]] = []
     for batch in range(0, len(texts), ENCODED_AT_ONCE):
         for document in tokenizer.encode_batch(texts[batch : batch + ENCODED_AT_ONCE]):
-            rows += _cut(document.astype(np.int64), start_id, seq_length, stride)
+            rows += windows_of(document.astype(np.int64), start_id, seq_length, stride)
     if not rows:
         raise UserError("the held-out texts hold nothing to predict: no token comes out of them.")
     tokens = np.full((len(rows), seq_length), start_id, dtype=np.int64)
@@ -154,7 +154,7 @@ def conversation_windows(prefix: str | Path, tokenizer: Tokenizer, seq_length: i
     return HeldoutWindows(tokens, labels, mask, text_bytes, int(mask.sum(dtype=np.int64)), dataset.document_count)
 
 
-def _cut(
+def windows_of(
     ids: NDArray[np.int64], start_id: int, seq_length: int, stride: int
 ) -> Iterable[tuple[NDArray[np.int64], int]]:
     """A document's windows: up to S + 1 ids each, and how many of its labels an earlier window has predicted."""

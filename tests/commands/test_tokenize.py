@@ -1,5 +1,4 @@
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ import pytest
 
 from megatron_native.cli import run_command
 from megatron_native.commands.tokenize import UNSUPPORTED
+from tests.commands.processor_time import seconds_of_children
 from tests.data.small_tokenizers import SENTENCES, write_smollm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,11 +23,6 @@ def dump(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(SENTENCES)))
     return path
-
-
-def seconds_of_children():
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def test_help_answers_in_under_half_a_second_and_shows_megatrons_flags():

@@ -39,6 +39,7 @@ class PaidAnswer:
 
     Attributes:
         counted: whether the server gave its usage; else the tokens are the worst case.
+        served: model and fingerprint as the server named them; empty where it did not.
     """
 
     text: str | None
@@ -48,6 +49,7 @@ class PaidAnswer:
     output_tokens: int
     error: str = ""
     counted: bool = True
+    served: tuple[str, str] = ("", "")
 
     def answer(self, key: str) -> Answer:
         """As the answer to a request; tokens that nobody counted are 0."""
@@ -126,7 +128,8 @@ class AnswerJournal:
                 raw = file.read(elsewhere[2])
         else:
             return None
-        return PaidAnswer(**orjson.loads(raw)["answer"])
+        fields = orjson.loads(raw)["answer"]
+        return PaidAnswer(**fields | {"served": tuple(fields.get("served", ("", "")))})
 
     def costs(self, model: str) -> tuple[int, int, int, int, int]:
         """A model's tokens, of all runs: prompt, cached and output as counted; prompt and output as assumed."""

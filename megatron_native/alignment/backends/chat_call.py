@@ -136,8 +136,15 @@ class ChatClient:
             problem = "the answer has no text"
         usage = _usage(body.get("usage"))
         tokens = usage or (worst[0], 0, worst[1])
-        paid = PaidAnswer(text, "error" if problem else _FINISHES[finish], *tokens, problem, counted=usage is not None)
         reported = (str(body.get("model") or ""), str(body.get("system_fingerprint") or ""))
+        paid = PaidAnswer(
+            text,
+            "error" if problem else _FINISHES[finish],
+            *tokens,
+            problem,
+            counted=usage is not None,
+            served=reported,
+        )
         return Outcome("answered", paid, reported=reported)
 
     def _of_status(self, error: Any) -> Outcome:

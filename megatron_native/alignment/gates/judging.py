@@ -75,8 +75,15 @@ class Gates:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What decides verdicts, for manifests and lineage: every setting of the gates that are on, the lexicons' hash."""
-        return {"gates": {name: self._settings[name] for name in self.names}, "lexicons": lexicons_hash()}
+        """What decides verdicts, for manifests and lineage: every setting of the gates that are on, the lexicons' hash.
+
+        Where the judge is served is none of it: the same model may be elsewhere tomorrow.
+        """
+        decisive = {
+            name: {key: value for key, value in self._settings[name].items() if key != "endpoint"}
+            for name in self.names
+        }
+        return {"gates": decisive, "lexicons": lexicons_hash()}
 
     def judge(self, origin: str, rewritten: str, before: str = "", after: str = "") -> Verdict:
         """What the gates say.
@@ -111,7 +118,7 @@ def build_gates(settings: Mapping[str, Mapping[str, Any]] | None = None, backend
 
     Args:
         settings: `{gate: {setting: value}}`.
-        backend: what the gate `judge` asks (`backends.backend.Backend`); needed only where that is on.
+        backend: what the gate `judge` asks (`backends.backend.Backend`), in place of the endpoint that its settings name.
 
     Raises:
         UserError: a gate or setting is not known, or a model that a gate needs can't be had.

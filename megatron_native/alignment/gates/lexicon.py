@@ -215,5 +215,9 @@ def values_of(hashes: NDArray[np.uint64], table: Table) -> NDArray[np.int64]:
 def phrases(name: str) -> re.Pattern[str]:
     """The patterns of a section of `phrases.yaml` as one, for the matching view."""
     written = "|".join(f"(?:{pattern})" for pattern in _raw("phrases")[name])
-    folded = "".join(fold_character(c) if "\u0600" <= c <= "\u06ff" and c not in "؟،؛" else c for c in written)
-    return re.compile(rf"(?<!\S)[وف]?(?:{folded})(?!\S)")
+    return re.compile(rf"(?<!\S)[وف]?(?:{folded_pattern(written)})(?!\S)")
+
+
+def folded_pattern(written: str) -> str:
+    """A pattern's Arabic letters as the matching view has them."""
+    return "".join(fold_character(c) if "\u0600" <= c <= "\u06ff" and c not in "؟،؛" else c for c in written)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from megatron_native.alignment.backends.backend import Backend, Request
+from megatron_native.alignment.backends.backend import Backend, BackendDownError, Request
 from megatron_native.alignment.gates.gate import Judgement, Pair, register
 from megatron_native.alignment.prompts import Messages
 from megatron_native.errors import UserError
@@ -89,15 +89,26 @@ class Judge:
     name, cost = "judge", 9
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        if settings.get("backend") is None:
-            raise UserError("gate judge needs a backend that answers requests: build_gates(settings, backend=…).")
-        self._backend: Backend = settings["backend"]
+        self._backend: Backend | None = settings.get("backend")
+        self._endpoint, self._model = settings.get("endpoint"), settings.get("model")
+        if self._backend is None and not (self._endpoint and self._model):
+            raise UserError(
+                "gate judge needs a backend: --judge-endpoint URL and --judge-model NAME (judge.endpoint, "
+                "judge.model), or build_gates(settings, backend=…)."
+            )
         self._max_tokens = int(settings["max_tokens"])
 
     def judge(self, pair: Pair) -> Judgement:
-        """One request a pair."""
+        """One request a pair.
+
+        Raises:
+            UserError: no server answers, or the key or the model's name is wrong.
+        """
         request = Request("judge", judge_messages(pair.origin, pair.rewritten), self._max_tokens)
-        answer = next(iter(self._backend.answers([request])), None)
+        try:
+            answer = next(iter(list(self._asked().answers([request]))), None)
+        except BackendDownError as error:
+            raise UserError(f"gate judge: {error}") from None
         if answer is None or answer.text is None:
             why = answer.error if answer is not None else "none came"
             return Judgement(self.name, 0.0, False, f"no answer of the judge: {why}")
@@ -106,6 +117,14 @@ class Judge:
             return Judgement(self.name, 0.0, False, f"the judge's answer is no verdict: {answer.text[:80]}")
         passed, score, reason = verdict
         return Judgement(self.name, score, passed, "" if passed else reason)
+
+    def _asked(self) -> Backend:
+        """The backend, made when the first pair comes."""
+        if self._backend is None:
+            from megatron_native.alignment.backends.openai_server import OpenAIBackend
+
+            self._backend = OpenAIBackend([str(self._endpoint)], str(self._model))
+        return self._backend
 
 
 def judge_messages(origin: str, rewritten: str) -> Messages:

@@ -113,8 +113,8 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Whether a signal asked to stop; a second SIGINT or SIGTERM ends the process as usual."""
+def stop_requests(command: str = "rewrite") -> Iterator[Callable[[], bool]]:
+    """Whether a signal asked to stop; a second SIGINT or SIGTERM ends the process as usual. `command` says so."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -123,7 +123,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
     def ask(number: int, frame: Any) -> None:
         asked.set()
-        print(f"rewrite: {signal.Signals(number).name}: leaving; run the same command again to go on.", file=sys.stderr)
+        name = signal.Signals(number).name
+        print(f"{command}: {name}: leaving; run the same command again to go on.", file=sys.stderr)
         for one, handler in kept.items():
             signal.signal(one, handler)
 

@@ -16,6 +16,7 @@ from megatron_native.alignment.rewriting.chunks import (
     WaitingPassage,
 )
 from megatron_native.documents.records import text_fault
+from megatron_native.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_native.alignment.gates.judging import Gates
@@ -45,6 +46,8 @@ def outcome_of(passage: WaitingPassage, answer: Answer, form: Form, gates: Gates
     if gates is not None:
         try:
             verdict = gates.judge(passage.text, text, passage.before, passage.after)
+        except UserError:  # such as a judge that does not answer: no passage is at fault
+            raise
         except Exception as error:  # a gate's defect costs one passage its rewrite, not the run
             outcome.reason, outcome.answer = f"a gate failed: {type(error).__name__}: {error}", text
             return outcome

@@ -6,6 +6,8 @@ of writing are made visible, so that no text can change the page around it.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -147,3 +149,30 @@ def section(anchor: str, title: str, *content: Child) -> Html:
 def note(*content: Child) -> Html:
     """A paragraph of explanation."""
     return tag("p", *content, class_="note")
+
+
+def document(title: str, style: str, script: str, *body: Child) -> str:
+    """A whole page; a policy in it forbids every script and style but these two, by their hashes, and all loading."""
+    allowed = f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", title),
+        tag("style", Html(style)),
+    )
+    whole = tag("body", *body, tag("script", Html(script)))
+    return f"<!DOCTYPE html>\n{tag('html', head, whole, lang='en', dir='ltr')}\n"
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def tile(name: str, value: str, below: str, kind: str) -> Html:
+    """A figure of the header: its name, the figure, and what it is a share of; `kind` is its colour."""
+    return tag("div", tag("dt", name), tag("dd", value), tag("dd", below, class_="muted"), class_=f"tile {kind}")

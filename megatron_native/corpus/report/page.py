@@ -5,13 +5,12 @@ A policy in the page itself forbids every script and style but its own, by their
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from megatron_native.corpus.report.elements import (
     Html,
+    document,
     isolated,
     note,
     number,
@@ -20,6 +19,7 @@ from megatron_native.corpus.report.elements import (
     size,
     table,
     tag,
+    tile,
 )
 from megatron_native.corpus.report.figures import Report, Stage, Totals
 from megatron_native.corpus.report.flow import flow
@@ -54,20 +54,10 @@ def page(report: Report) -> str:
     ]
     present = [(anchor, title, content) for anchor, title, content in sections if content]
     links = [tag("li", tag("a", title, href=f"#{anchor}")) for anchor, title, _ in present]
-    allowed = f"style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'"
-    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", f"Arabic data report: {_headline(report)}"),
-        tag("style", Html(STYLE)),
-    )
-    body = tag(
-        "body",
+    return document(
+        f"Arabic data report: {_headline(report)}",
+        STYLE,
+        SCRIPT,
         tag("a", "to the figures", href="#account", class_="skip"),
         _header(report),
         tag("nav", tag("ul", links), aria_label="parts of the report"),
@@ -78,13 +68,7 @@ def page(report: Report) -> str:
             tag("code", "megatron-native report"),
             " from the manifests and files of the stages named above.",
         ),
-        tag("script", Html(SCRIPT)),
     )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en', dir='ltr')}\n"
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -127,9 +111,6 @@ def _header(report: Report) -> Html:
 
 
 def _tiles(report: Report, totals: Totals) -> list[Html]:
-    def tile(name: str, value: str, below: str, kind: str) -> Html:
-        return tag("div", tag("dt", name), tag("dd", value), tag("dd", below, class_="muted"), class_=f"tile {kind}")
-
     came = totals.read + totals.read_again
     kept_bytes = sum(report.language_bytes.values()) if report.final_stages else None
     tiles = [

@@ -1,0 +1,87 @@
+"""Options that commands which ask a language model share: where it is, what it may cost, who judges what it writes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_native.alignment.backends.budget import Budget
+
+
+def add_server(group: Any, whose: str, settings_help: str, seed: str = "--seed") -> None:
+    """`--endpoint`, `--model`, sampling and `--option`, into a group of a parser.
+
+    Args:
+        group: where they go.
+        whose: what is served, such as "worker".
+        settings_help: of `--option`.
+        seed: the name of the option for the seed of sampling.
+    """
+    group.add_argument(
+        "--endpoint", nargs="+", default=[], metavar="URL",
+        help="servers (OpenAI-compatible); @FILE or @FOLDER reads them from there, a URL a line",
+    )  # fmt: skip
+    group.add_argument("--model", default="", metavar="NAME", help=f"the {whose}'s name at the servers")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 is greedy (0)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="X", help="share of probability sampled from (1)")
+    group.add_argument(seed, type=int, default=0, metavar="N", help="of sampling (0)")
+    group.add_argument("--option", nargs="+", default=[], metavar="KEY=VALUE", help=settings_help)
+
+
+def add_budget(parser: argparse.ArgumentParser, title: str) -> None:
+    """`--max-tokens`, `--max-cost` and the prices."""
+    budget = parser.add_argument_group(title)
+    budget.add_argument("--max-tokens", type=int, metavar="N", help="stop before more tokens are used (no limit)")
+    budget.add_argument("--max-cost", type=float, metavar="X", help="stop before more is spent (no limit)")
+    budget.add_argument("--price-input", type=float, default=0.0, metavar="X", help="of a million prompt tokens")
+    budget.add_argument("--price-output", type=float, default=0.0, metavar="X", help="of a million written tokens")
+
+
+def add_judge(group: Any) -> None:
+    """`--judge-endpoint` and `--judge-model`: the gate that asks a model."""
+    group.add_argument("--judge-endpoint", metavar="URL", help="server of a model that judges every pair (gate judge)")
+    group.add_argument("--judge-model", metavar="NAME", help="its name there")
+
+
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """The budget options as a budget."""
+    from megatron_native.alignment.backends.budget import Budget
+
+    return Budget(arguments.max_tokens, arguments.max_cost, arguments.price_input, arguments.price_output)
+
+
+def judge_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of gates that the judge's options ask for; none where they are not given.
+
+    Raises:
+        UserError: half of it is missing, or the URL is none.
+    """
+    from megatron_native.alignment.backends.server_settings import checked_endpoints
+    from megatron_native.errors import UserError
+
+    endpoint, model = arguments.judge_endpoint, arguments.judge_model
+    if endpoint is None and model is None:
+        return {}
+    if not endpoint or not model:
+        raise UserError("--judge-endpoint URL and --judge-model NAME belong together; give both.")
+    (checked,) = checked_endpoints([endpoint])
+    return {"judge": {"enabled": True, "endpoint": checked, "model": model}}
+
+
+def with_judge(gates: Mapping[str, Any] | None, arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Overrides of the gates (None: no gates) with what the judge's options say over them.
+
+    Raises:
+        UserError: there are no gates to which the judge could belong; as `judge_of`.
+    """
+    from megatron_native.errors import UserError
+
+    judge = judge_of(arguments)
+    if not judge:
+        return gates
+    if gates is None:
+        raise UserError("--judge-endpoint with --no-gates: the judge is one of the gates; leave one of them out.")
+    own = gates.get("judge")
+    return {**gates, "judge": {**(own if isinstance(own, dict) else {}), **judge["judge"]}}
