@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_native.checkpoint.torch_dist import TorchDistReader
+from megatron_native.cli import run_command
 from megatron_native.manifest import file_digest
 from megatron_native.training.early_stop import read_best
 from megatron_native.training.line_file import read_json_lines
@@ -139,7 +140,7 @@ def test_transformers_decodes_the_answers_and_stops(folder: Path) -> None:
         assert tokenizer.decode(written) == f"{answer}<|im_end|>"
 
 
-def test_the_plan_is_what_was_run(folder: Path) -> None:
+def test_the_plan_is_what_was_run(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plan = json.loads((folder / "result.json").read_text(encoding="utf-8"))["plan"]
     assert (plan["conversations"], plan["batch"], plan["seq_length"]) == (8, 1, 128)
     assert plan["steps"] == math.ceil(8 * plan["sequences"])
@@ -147,8 +148,12 @@ def test_the_plan_is_what_was_run(folder: Path) -> None:
     run = yaml.safe_load((folder / "out.run" / "run.yaml").read_text(encoding="utf-8"))
     assert (run["data"]["packing"], run["data"]["document_boundaries"]) == ("best_fit", True)
     assert run["optimizer"]["min_lr"] == pytest.approx(0.1 * 2e-3)
-    said, _ = finetune(folder, "planned", "--dry-run", "--json")
-    assert json.loads(said)["plan"] == plan
+    for base in ("hf", "out.run/base"):  # a Hugging Face folder, or a checkpoint of this project
+        assert (
+            run_command("finetune", [*words(folder, "planned", "--dry-run", "--json"), "--base", str(folder / base)])
+            == 0
+        )
+        assert json.loads(capfd.readouterr().out)["plan"] == plan
     assert not (folder / "planned").exists() and not (folder / "planned.run").exists()
 
 
@@ -165,13 +170,13 @@ def test_the_record_names_base_data_and_checkpoint(folder: Path) -> None:
     assert weights["xxh3_128"] == file_digest(folder / "out" / "model.safetensors")
 
 
-def test_done_is_not_done_again_and_other_settings_are_refused(folder: Path) -> None:
+def test_done_is_not_done_again_and_other_settings_are_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = (folder / "out" / "finetune.json").stat().st_mtime_ns
-    said, _ = finetune(folder, "out", "parallel.tensor_model_parallel_size=1", "logging.interval=5")
-    assert "nothing to do" in said
+    assert run_command("finetune", words(folder, "out", "logging.interval=5")) == 0
+    assert "nothing to do" in capfd.readouterr().out
     assert (folder / "out" / "finetune.json").stat().st_mtime_ns == before
-    _, complained = finetune(folder, "out", "optimizer.weight_decay=0.0", code=2)
-    assert "run.optimizer.weight_decay: 0.1 there, 0.0 asked for" in complained
+    assert run_command("finetune", words(folder, "out", "optimizer.weight_decay=0.0")) == 2
+    assert "run.optimizer.weight_decay: 0.1 there, 0.0 asked for" in capfd.readouterr().err
 
 
 def test_two_processes_learn_what_one_does(folder: Path) -> None:
