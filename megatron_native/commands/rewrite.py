@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     prompt.add_argument("--examples", type=int, default=0, metavar="N", help="examples of the code in the prompt (0)")
     prompt.add_argument("--passage-tokens", type=int, default=256, metavar="N", help="LLaMA-3 tokens a passage (256)")
-    prompt.add_argument("--context-tokens", type=int, default=64, metavar="N", help="of the text around it (64)")
+    prompt.add_argument(
+        "--context-tokens", type=int, metavar="N", help="of the text around it (as the worker was trained; 64)"
+    )
     prompt.add_argument(
         "--answer-ratio", type=float, default=1.5, metavar="X", help="tokens of an answer per token of passage (1.5)"
     )
@@ -188,7 +190,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
         over[name] = None if getattr(arguments, f"no_{name}") else read
     settings = RewriteSettings(
         engine=engine, worker=choice.identity() if choice else {}, **prompt_of(arguments), examples=arguments.examples,
-        passage_tokens=arguments.passage_tokens, context_tokens=arguments.context_tokens,
+        passage_tokens=arguments.passage_tokens,
         answer_ratio=arguments.answer_ratio, sampling=sampling, tries=arguments.tries,
         chunk_passages=arguments.chunk_passages, output_format=arguments.output_format,
         part_bytes=arguments.part_bytes, reading=reading_of(arguments), **over,
@@ -197,7 +199,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
 
 
 def prompt_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Code, form, language and detail of the prompt: as given, else as the worker was trained, else the defaults.
+    """Code, form, language, detail and context of the prompt: as given, else as the worker was trained, else the defaults.
 
     Raises:
         UserError: a worker that is asked briefly learned another code of conduct.
@@ -208,9 +210,10 @@ def prompt_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
     trained = Worker(arguments.worker).prompt if arguments.worker is not None else {}
     learned = trained.get("conduct", {})
-    defaults = {"conduct": "general", "form": "full", "language": "ar", "detail": "whole"}
+    defaults: dict[str, Any] = {"conduct": "general", "form": "full", "language": "ar", "detail": "whole", "context_tokens": 64}
     of_worker = trained | ({"conduct": learned["name"]} if learned else {})
-    chosen = {name: getattr(arguments, name) or of_worker.get(name, default) for name, default in defaults.items()}
+    given = {name: value for name in defaults if (value := getattr(arguments, name)) is not None}
+    chosen = defaults | of_worker | given
     if learned and chosen["detail"] == "brief" and load_conduct(chosen["conduct"]).hash != learned["hash"]:
         raise UserError(
             f"--conduct {chosen['conduct']}: the worker in {arguments.worker} learned the code '{learned['name']}' (hash "

@@ -62,7 +62,8 @@ class Worker:
 
     @cached_property
     def prompt(self) -> dict[str, Any]:
-        """How it was trained to be asked: `conduct` (its `name` and `hash`), `form`, `language`, `detail`; or empty.
+        """How it was trained to be asked: `conduct` (its `name` and `hash`), `form`, `language`, `detail` and
+        `context_tokens` (of the text around a passage that it was shown); or empty.
 
         Raises:
             UserError: the file that says so can't be read.
@@ -74,7 +75,7 @@ class Worker:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["format"] != PROMPT_FORMAT:
                 raise ValueError(f"its format is {found['format']!r}, not {PROMPT_FORMAT!r}")
-            return {name: found[name] for name in ("conduct", "form", "language", "detail")}
+            return {name: found[name] for name in ("conduct", "form", "language", "detail", "context_tokens")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} can't be read ({type(error).__name__}: {error}): copy it again from where the worker was trained, "

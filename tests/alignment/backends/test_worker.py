@@ -71,7 +71,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 TRAINED = {
     "format": "megatron-native/worker/1", "conduct": {"name": "gulf", "hash": load_conduct("gulf").hash}, "form": "edits",
-    "language": "en", "detail": "brief", "seeds": 10,
+    "language": "en", "detail": "brief", "context_tokens": 0, "seeds": 10,
 }  # fmt: skip
 
 
@@ -84,16 +84,17 @@ def rewrite_arguments(*words: str) -> argparse.Namespace:
 def test_a_worker_that_was_trained_here_says_how_it_is_asked(folder: Path, tmp_path: Path) -> None:
     trained = tmp_path / "trained"
     shutil.copytree(folder, trained)
-    defaults = {"conduct": "general", "form": "full", "language": "ar", "detail": "whole"}
+    defaults = {"conduct": "general", "form": "full", "language": "ar", "detail": "whole", "context_tokens": 64}
     assert Worker(trained).prompt == {}
     assert prompt_of(rewrite_arguments("--worker", str(trained))) == defaults
     assert prompt_of(rewrite_arguments()) == defaults
     (trained / "worker.json").write_text(json.dumps(TRAINED))
-    learned = {"conduct": "gulf", "form": "edits", "language": "en", "detail": "brief"}
+    learned = {"conduct": "gulf", "form": "edits", "language": "en", "detail": "brief", "context_tokens": 0}
     assert Worker(trained).prompt == learned | {"conduct": TRAINED["conduct"]}
     assert prompt_of(rewrite_arguments("--worker", str(trained))) == learned
     given = rewrite_arguments("--worker", str(trained), "--conduct", "general", "--detail", "whole", "--form", "full")
-    assert prompt_of(given) == defaults | {"language": "en"}
+    assert prompt_of(given) == defaults | {"language": "en", "context_tokens": 0}
+    assert prompt_of(rewrite_arguments("--worker", str(trained), "--context-tokens", "32"))["context_tokens"] == 32
     with pytest.raises(UserError, match=r"--conduct general: the worker in .* learned the code 'gulf'"):
         prompt_of(rewrite_arguments("--worker", str(trained), "--conduct", "general"))
 
