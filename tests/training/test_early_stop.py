@@ -11,9 +11,10 @@ import pytest
 
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.layout import check_complete
-from megatron_native.config.load import check_run_config
+from megatron_native.config.load import check_run_config, load_run_config
 from megatron_native.config.run import EarlyStopRule
 from megatron_native.errors import UserError
+from megatron_native.training import launch
 from megatron_native.training.early_stop import EarlyStop, read_best
 from megatron_native.training.incidents import EARLY_STOP
 from megatron_native.training.launch import run_rank
@@ -170,3 +171,17 @@ def test_layouts_decide_alike(folder: Path) -> None:
 def test_a_run_that_ended_early_is_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_rank(folder / "job.yaml", []) == 0
     assert "evaluation.early_stop ended the run after step" in capsys.readouterr().out
+    assert launch._is_finished(load_run_config(folder / "job.yaml", ["training.steps=40"])), "it ended by the same rule"
+    assert not launch._is_finished(load_run_config(folder / "job.yaml", ["evaluation.early_stop.patience=5"]))
+    assert not launch._is_finished(load_run_config(folder / "job.yaml", ["evaluation.early_stop=null"]))
+
+
+def test_with_more_patience_it_goes_on(folder: Path) -> None:
+    config = json.loads((folder / "job.yaml").read_text())
+    before = heldout_losses(folder / "undisturbed")
+    config["evaluation"]["early_stop"]["patience"] = 4
+    run_jobs(folder, 1, [{"train": config}])
+    after = heldout_losses(folder / "undisturbed")
+    assert max(after) == max(before) + 2 and before.items() <= after.items()
+    best = read_best(folder / "undisturbed")
+    assert best is not None and best.loss == min(loss for step, loss in after.items() if step)
