@@ -79,12 +79,17 @@ def test_recipes_of_workers_are_valid(recipe):
 def test_the_experiment_in_one_command_with_a_tiny_model(tmp_path):
     """Figures of random weights say nothing; that every step runs, and what the table is made of, is shown."""
     from tests.alignment.rewriting.workers import write_worker
+    from tests.tiny_models import make_tiny_model
 
-    base, work = write_worker(tmp_path / "base"), tmp_path / "work"
+    base, worker_base, work = (
+        make_tiny_model(tmp_path / "base", "llama2"),
+        write_worker(tmp_path / "chat"),
+        tmp_path / "work",
+    )
     command = [
         sys.executable, EXAMPLE / "run.py", "--texts", ROOT / "examples/quickstart/source/ar_a.jsonl", "--base", base,
-        "--work", work, "--arms", "original", "worker", "--run-seeds", "1", "--seeds", "24", "--corpus", "12", "--heldout",
-        "4", "--nproc", "1", "--figures", tmp_path / "figures",
+        "--worker-base", worker_base, "--work", work, "--arms", "original", "worker", "--run-seeds", "1", "--seeds", "24",
+        "--corpus", "8", "--heldout", "4", "--nproc", "1", "--engine-option", "batch_size=8", "--figures", tmp_path / "figures",
     ]  # fmt: skip
     settings = EXAMPLE / "pretrain.yaml"
     short = tmp_path / "short.yaml"
@@ -94,7 +99,7 @@ def test_the_experiment_in_one_command_with_a_tiny_model(tmp_path):
     result = json.loads((tmp_path / "figures.json").read_text())
     rates = result["character_error_rate"]
     assert rates["corrupted"] > rates["after the rules"] > 0
-    assert sum(result["worker"]["states"].values()) == 12
+    assert sum(result["worker"]["states"].values()) == 8
     # an untrained worker writes nonsense: the gates keep the passages as they are
     assert rates["after the worker and the gates"] == pytest.approx(rates["after the rules"], abs=0.05)
     assert result["worker"]["character_error_rate"]["what it wrote"] > 0.2

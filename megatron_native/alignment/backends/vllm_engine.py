@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from megatron_native.errors import UserError
 
 _WAITING_FOR_EACH_RUNNING = 1
 """Requests that wait in the engine for each that can run, so that no place stays empty while the caller is busy."""
+_EXIT_SECONDS = 10.0
 _CPU_KV_CACHE_BYTES = 2 << 30
 _QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -299,8 +301,9 @@ class _Steps:
         self._engine = None
 
     def _gone(self, error: Exception | None) -> BackendDownError:
-        for process in self._processes:
-            process.join(1)  # its exit code can come a moment after the news
+        limit = time.monotonic() + _EXIT_SECONDS  # an exit code can come a while after the news, on a busy machine
+        while self._processes and all(process.is_alive() for process in self._processes) and time.monotonic() < limit:
+            time.sleep(0.05)
         ended = [f"{p.name} {p.pid} exited with {p.exitcode}" for p in self._processes if not p.is_alive()]
         self._down = self._down or "; ".join(ended) or f"{type(error).__name__}: {error}"
         return BackendDownError(
