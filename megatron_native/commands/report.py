@@ -51,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Gather, write both files, and say in one line what came out."""
     import json
-    import os
     import sys
 
+    from megatron_native.commands.output_file import write_file
     from megatron_native.corpus.report.budget import parse_blend, parse_tokens
     from megatron_native.corpus.report.gather import ReportSettings, gather
     from megatron_native.corpus.report.page import page
@@ -73,17 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         parse_blend(arguments.blend) if arguments.blend else None,
     )
     report = gather(arguments.input, settings)
-    for path, text in (
-        (output, page(report)),
-        (figures, json.dumps(report.as_json(), ensure_ascii=False, indent=2) + "\n"),
-    ):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".partial")
-            temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(f"{path} can't be written: {error.strerror or error}; choose another place.") from error
+    write_file(output, page(report))
+    write_file(figures, json.dumps(report.as_json(), ensure_ascii=False, indent=2) + "\n")
     for warning in report.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
     totals = report.totals

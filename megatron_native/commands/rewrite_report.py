@@ -86,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_native.alignment.gates.pairs import PairSettings
     from megatron_native.alignment.report.gather import RewriteReportSettings, gather
     from megatron_native.alignment.report.page import page
+    from megatron_native.commands.output_file import write_file
     from megatron_native.config.yaml_mapping import read_mapping
     from megatron_native.errors import EXIT_DONE, UserError
 
@@ -108,9 +109,9 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     with ExitStack() as stack:
         report = gather(arguments.input, settings, _models(arguments, stack))
-    _write(output, page(report))
+    write_file(output, page(report))
     if arguments.json is not None:
-        _write(arguments.json, json.dumps(report.as_json(), ensure_ascii=False, indent=2) + "\n")
+        write_file(arguments.json, json.dumps(report.as_json(), ensure_ascii=False, indent=2) + "\n")
     for reason, count in report.passed_over.items():
         print(f"WARNING: {count:,} records are no pairs and were passed over: {reason}", file=sys.stderr)
     print(f"{output}: {report.total:,} pairs, {report.accepted:,} accepted; {len(report.pairs):,} on the page")
@@ -151,17 +152,3 @@ def _models(arguments: argparse.Namespace, stack: ExitStack) -> Models:
         )  # fmt: skip
         stack.callback(judge.close)
     return Models(toxicity, perplexity, judge)
-
-
-def _write(path: Path, text: str) -> None:
-    import os
-
-    from megatron_native.errors import UserError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".partial")
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror or error}; choose another place.") from error

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
+from megatron_native.config.yaml_mapping import read_mapping
 from megatron_native.errors import UserError
 
 SECTION = "finetune"
@@ -118,15 +117,9 @@ def read_settings_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         UserError: the file is no YAML mapping, or the section has an unknown key or a value of the wrong kind.
     """
-    if not path.is_file():
-        raise UserError(f"there is no configuration file {path}.")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    raw = {} if raw is None else raw
-    if not isinstance(raw, dict) or not isinstance(raw.get(SECTION) or {}, dict):
-        raise UserError(f"{path} holds no sections such as 'optimizer:' and '{SECTION}:'.")
+    raw = read_mapping(path, f"{SECTION}: {{epochs: 2}}", "--config")
+    if not isinstance(raw.get(SECTION) or {}, dict):
+        raise UserError(f"--config {path}: '{SECTION}:' must be a mapping, such as '{SECTION}: {{epochs: 2}}'.")
     section = raw.pop(SECTION, None) or {}
     known = {
         entry.name: str(entry.type) for entry in fields(FinetuneSettings) if entry.name not in ("config", "overrides")

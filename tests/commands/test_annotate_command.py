@@ -3,13 +3,12 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from megatron_native.alignment.rewriting.export import decisions_of
 from megatron_native.alignment.seeds.candidates import read_lines
-from megatron_native.cli import main
 from tests.alignment.rewriting.jobs import SENTENCES
 from tests.faulty_server import FaultyServer, edited, sensible_answer
 from tests.tiny_models import make_tiny_model
@@ -33,22 +32,6 @@ def write(folder: Path, count: int = 40) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return texts
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(capfd):
-    def in_this_process(command: list[str]) -> Done:
-        capfd.readouterr()
-        code = main(command)
-        return Done(code, *capfd.readouterr())
-
-    return in_this_process
 
 
 def words(folder: Path, server: FaultyServer, *others: str, output: str = "seeds") -> list[str]:

@@ -91,6 +91,19 @@ class PassageOutcome(msgspec.Struct, omit_defaults=True):
     output_tokens: int = 0
     tries: int = 1
 
+    def decision(self, identifier: str, origin: str, tokens: int, output_tokens: int | None) -> dict[str, Any]:
+        """What goes on record of it, with the passage's id and text; what says nothing is left out."""
+        record: dict[str, Any] = {
+            "id": identifier, "origin": origin, "rewritten": self.text, "state": self.state, "tokens": tokens,
+            "output_tokens": output_tokens,
+        }  # fmt: skip
+        for key in ("reason", "refused", "answer", "gates"):
+            if value := getattr(self, key):
+                record[key] = value
+        if self.tries > 1:
+            record["tries"] = self.tries
+        return record
+
 
 class ChunkHeader(msgspec.Struct):
     """The first line of a chunk's answers.

@@ -189,13 +189,4 @@ def _joined(
 
 def _decision(document: PreparedDocument, place: int, outcome: PassageOutcome) -> dict[str, Any]:
     start, stop, _ = document.passages[place]
-    record: dict[str, Any] = {
-        "id": f"{document.id}#{place}", "origin": document.text[start:stop], "rewritten": outcome.text,
-        "state": outcome.state, "tokens": outcome.tokens, "output_tokens": outcome.output_tokens,
-    }  # fmt: skip
-    for key in ("reason", "refused", "answer", "gates"):
-        if value := getattr(outcome, key):
-            record[key] = value
-    if outcome.tries > 1:
-        record["tries"] = outcome.tries
-    return record
+    return outcome.decision(f"{document.id}#{place}", document.text[start:stop], outcome.tokens, outcome.output_tokens)

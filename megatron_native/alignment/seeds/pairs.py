@@ -124,15 +124,7 @@ def lineage_of(
 
 def _decision(answered: Answered, outcome: PassageOutcome, lineage: dict[str, Any]) -> dict[str, Any]:
     candidate = answered.chosen.candidate
-    record: dict[str, Any] = {
-        "id": candidate.id, "origin": candidate.text, "rewritten": outcome.text, "state": outcome.state,
-        "tokens": candidate.tokens, "output_tokens": answered.output_tokens,
-    }  # fmt: skip
-    for key in ("reason", "refused", "answer", "gates"):
-        if value := getattr(outcome, key):
-            record[key] = value
-    if outcome.tries > 1:
-        record["tries"] = outcome.tries
+    record = outcome.decision(candidate.id, candidate.text, candidate.tokens, answered.output_tokens)
     if outcome.state not in (REWRITTEN, UNCHANGED):
         record["metadata"] = {key: lineage[key] for key in ("document", "selection", "annotation")}
     return record

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -40,24 +39,6 @@ def words(folder: Path, server: FaultyServer, *others: str, output: str = "out")
         "--engine", "openai", "--endpoint", server.url, "--model", server.model, "--no-first-look", "--no-rules",
         "--passage-tokens", "64", "--workers", "1", *others,
     ]  # fmt: skip
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(capfd):
-    """Run a command in this process: what it returned and said."""
-
-    def in_this_process(command: list[str]) -> Done:
-        capfd.readouterr()
-        code = main(command)
-        return Done(code, *capfd.readouterr())
-
-    return in_this_process
 
 
 @pytest.fixture
