@@ -62,7 +62,8 @@ def test_a_yaml_file_has_settings_of_both_kinds(tmp_path: Path) -> None:
         ("finetune: {epochs: many}", "finetune.epochs = 'many'"),
         ("finetune: {seq_length: 10.5}", "finetune.seq_length = 10.5"),
         ("finetune: {data: [{file: a}]}", "write FILE, FILE=2.0"),
-        ("- a\n- b\n", "holds no sections"),
+        ("- a\n- b\n", "it must be a mapping"),
+        ("finetune: 3\n", "'finetune:' must be a mapping"),
         ("a: [", "not valid YAML"),
     ],
 )
