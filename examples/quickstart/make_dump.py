@@ -184,7 +184,9 @@ def make_dump(source: Path, output: Path, seed: int = SEED) -> None:
     pq.write_table(pa.Table.from_pylist(encyclopedia), output / "encyclopedia.parquet", compression="zstd")
     for number, document in enumerate(letters):
         (output / f"letters_{number:02d}.txt").write_text(document["text"] + "\n", encoding="utf-8", newline="")
-    english = [_with_text(doc, add_english_site_lines(doc["text"], rng)) if rng.random() < 0.4 else doc for doc in english]
+    english = [
+        _with_text(doc, add_english_site_lines(doc["text"], rng)) if rng.random() < 0.4 else doc for doc in english
+    ]
     english.append({**english[0], "id": english[0]["id"] + "-again"})
     (output / "english.jsonl").write_bytes(_join(_lines(english)))
 
@@ -235,7 +237,9 @@ def _with_bad_lines(lines: list[bytes], arabic: list[Document], rng: random.Rand
     """The lines of a shard with a JSON record cut off in its middle and one in Windows-1256 among them."""
     cut_off = json.dumps({"id": "cut-off-0", "text": arabic[0]["text"][:80]}, ensure_ascii=False).encode()[:-25]
     cut_off = cut_off.decode("utf-8", errors="ignore").encode()  # cut between letters: bad JSON, good UTF-8
-    windows = json.dumps({"id": "windows-1256-0", "text": "هذا السطر بترميز ويندوز"}, ensure_ascii=False).encode("cp1256")
+    windows = json.dumps({"id": "windows-1256-0", "text": "هذا السطر بترميز ويندوز"}, ensure_ascii=False).encode(
+        "cp1256"
+    )
     for line in (cut_off, windows):
         lines.insert(rng.randrange(1, len(lines)), line)
     return _join(lines)

