@@ -114,7 +114,8 @@ class _PrepareStage:
         self.files = expand_inputs(inputs)
         self.tasks = plan_parts(self.files, common_root(inputs, self.files), "line", settings.part_bytes)
         self.settings, self.execution, self.say = settings, execution, say
-        self.target, self.heldout = DatasetFiles(prefix), DatasetFiles(prefix.with_name(f"{prefix.name}{HELDOUT_SUFFIX}"))
+        self.target = DatasetFiles(prefix)
+        self.heldout = DatasetFiles(prefix.with_name(f"{prefix.name}{HELDOUT_SUFFIX}"))
         self.quarantine = prefix.with_name(f"{prefix.name}_quarantine.jsonl.zst")
         self.folder = prefix.parent
         self.parts_folder = part_file(prefix, "parts")
