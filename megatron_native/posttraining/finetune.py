@@ -32,7 +32,7 @@ from megatron_native.manifest import (
     read_manifest,
     write_json,
 )
-from megatron_native.posttraining.finetune_data import Conversations, prepare_conversations
+from megatron_native.posttraining.finetune_data import CHAT_TEMPLATE, Conversations, prepare_conversations
 from megatron_native.posttraining.finetune_run import HELDOUT, Plan, check_run, finetune_run, given_setting
 from megatron_native.posttraining.finetune_settings import DEFAULT_SEQ_LENGTH, FinetuneSettings
 from megatron_native.training.early_stop import BestCheckpoint, read_best
@@ -43,6 +43,7 @@ from megatron_native.training.retention import checkpoint_folder, step_of
 STAGE = "finetune"
 RECORD = "finetune.json"
 ASKED = "asked.json"
+COMPANIONS = "companions"
 RUN_FILE = "run.yaml"
 PACKAGES = ("torch", "megatron-core", "transformers", "safetensors")
 _MAY_CHANGE = ("run_dir", "platform", "layer_spec", "model", "parallel", "checkpointing", "faults", "logging")
@@ -117,9 +118,10 @@ def finetune(
     tokenizer, length = _checked(settings)
     found = prepare_conversations(settings, tokenizer, work / "data", length, say)
     base = _imported(settings, work, say)
-    run, plan = finetune_run(settings, base, found.data, found.heldout, length)
-    asked = _asked(settings, base, found, run)
-    _refuse_other_settings(work / ASKED, asked)
+    begun = layout.read_json(work / ASKED) or {}
+    run, plan = finetune_run(settings, base, found.data, found.heldout, length, begun.get("batch_multiple"))
+    asked = _asked(settings, base, found, run, plan, companions or {})
+    refuse_other_settings(work / ASKED, asked)
     write_json(work / ASKED, asked)
     result = FinetuneResult(settings.output, plan, found.account, notes=list(found.notes))
     if (settings.output / RECORD).is_file():
@@ -188,8 +190,10 @@ def base_hash(checkpoint: Path) -> str:
     return parameters_hash({"inputs": [[entry["path"], entry["xxh3_128"]] for entry in manifest["inputs"]]})
 
 
-def _asked(settings: FinetuneSettings, base: Path, found: Conversations, run: RunConfig) -> dict[str, Any]:
-    """What decides the result, without places and layout."""
+def _asked(
+    settings: FinetuneSettings, base: Path, found: Conversations, run: RunConfig, plan: Plan, companions: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """What decides the result, without places and layout; of the layout it began with, what its batch was fitted to."""
     values = run.model_dump(mode="json")
     for section in _MAY_CHANGE:
         values.pop(section)
@@ -204,13 +208,14 @@ def _asked(settings: FinetuneSettings, base: Path, found: Conversations, run: Ru
     data = {one.name: {"weight": one.weight, "dataset": found.digests[one.name]} for one in found.data}
     return {
         "base": base_hash(base), "data": data, "heldout": found.digests.get(HELDOUT), "export": settings.export,
-        "template": found.template_hash, "run": values,
+        "template": found.template_hash, "batch_multiple": plan.batch_multiple, "run": values, COMPANIONS: dict(companions),
     }  # fmt: skip
 
 
-def _refuse_other_settings(path: Path, asked: Mapping[str, Any]) -> None:
+def refuse_other_settings(path: Path, asked: Mapping[str, Any]) -> None:
+    """Raise a `UserError` with what differs between `asked` and the same parts of what a work folder was begun with."""
     there = layout.read_json(path)
-    differences = parameter_differences(there, asked) if there is not None else []
+    differences = parameter_differences({name: there.get(name) for name in asked}, asked) if there is not None else []
     if differences:
         raise UserError(
             f"{path.parent} was begun with other settings: "
@@ -249,6 +254,10 @@ def _describe(result: FinetuneResult, settings: FinetuneSettings, run: RunConfig
     result.last_step, result.ended_early = int(finished["step"]), bool(finished.get("early_stop"))
     best: BestCheckpoint | None = read_best(run.run_dir) if settings.export == "best" else None
     result.step = best.step if best is not None else result.last_step
+    if best is None and settings.export == "best" and run.evaluation.heldout:
+        result.notes.append(
+            f"{run.run_dir} has no best checkpoint (incidents.jsonl there says whether a save failed): the last one is exported."
+        )
     result.before, result.after = losses.get(0), losses.get(result.step)
     if result.before is not None and result.after is not None and not result.after < result.before:
         result.notes.append(
@@ -259,12 +268,13 @@ def _describe(result: FinetuneResult, settings: FinetuneSettings, run: RunConfig
 def _export(
     checkpoint: Path, settings: FinetuneSettings, found: Conversations, base: Path, say: Callable[[str], None]
 ) -> None:
-    from megatron_native.checkpoint.export_hf import export_hf
+    from megatron_native.checkpoint.export_hf import MANIFEST, export_hf
 
     exported = export_hf(checkpoint, settings.output)
     say(f"exported step {step_of(checkpoint)} to {exported.folder}: {exported.bytes / 1e9:.2f} GB")
     found.template_into(settings.output)
     _end_answers(settings.output, found.end_of_turn)
+    _amend_manifest(settings.output / MANIFEST, (CHAT_TEMPLATE, layout.GENERATION_CONFIG))
 
 
 def _end_answers(folder: Path, end_of_turn: int) -> None:
@@ -276,6 +286,15 @@ def _end_answers(folder: Path, end_of_turn: int) -> None:
     there = named if isinstance(named, list) else [] if named is None else [named]
     if end_of_turn not in there:
         write_json(path, {**generation, "eos_token_id": [*there, end_of_turn] if there else end_of_turn})
+
+
+def _amend_manifest(path: Path, names: tuple[str, ...]) -> None:
+    """Have the export's manifest list these files as they are now."""
+    manifest, folder = read_manifest(path), path.parent
+    assert manifest is not None, "the export writes it"
+    entries = {entry["path"]: entry for entry in manifest["outputs"]}
+    entries.update({name: file_entry(folder / name, folder) for name in names if (folder / name).is_file()})
+    write_json(path, {**manifest, "outputs": [entries[path] for path in sorted(entries)]})
 
 
 def _record(
