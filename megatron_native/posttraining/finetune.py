@@ -43,7 +43,6 @@ from megatron_native.training.retention import checkpoint_folder, step_of
 STAGE = "finetune"
 RECORD = "finetune.json"
 ASKED = "asked.json"
-COMPANIONS = "companions"
 RUN_FILE = "run.yaml"
 PACKAGES = ("torch", "megatron-core", "transformers", "safetensors")
 _MAY_CHANGE = ("run_dir", "platform", "layer_spec", "model", "parallel", "checkpointing", "faults", "logging")
@@ -106,7 +105,7 @@ def finetune(
     Args:
         settings: what is asked for.
         say: gets a line for each part.
-        companions: JSON files to put into the output, by name.
+        companions: files to put into the output, by name: a text, or what a JSON file holds.
         train: without, stop when everything is prepared: the run is in `OUTPUT.run/run.yaml`.
 
     Raises:
@@ -140,7 +139,10 @@ def finetune(
     checkpoint = checkpoint_folder(run.run_dir, result.step or 0)
     _export(checkpoint, settings, found, base, say)
     for name, value in (companions or {}).items():
-        write_json(settings.output / name, value)
+        if isinstance(value, str):
+            (settings.output / name).write_text(value, encoding="utf-8")
+        else:
+            write_json(settings.output / name, value)
     write_json(settings.output / RECORD, _record(result, asked, checkpoint, settings))
     return result
 
@@ -208,8 +210,17 @@ def _asked(
     data = {one.name: {"weight": one.weight, "dataset": found.digests[one.name]} for one in found.data}
     return {
         "base": base_hash(base), "data": data, "heldout": found.digests.get(HELDOUT), "export": settings.export,
-        "template": found.template_hash, "batch_multiple": plan.batch_multiple, "run": values, COMPANIONS: dict(companions),
+        "template": found.template_hash, "batch_multiple": plan.batch_multiple, "run": values, **companions_asked(companions),
     }  # fmt: skip
+
+
+def companions_asked(companions: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of what is asked for that says which companions: of a text, its hash."""
+    shown = {
+        name: parameters_hash({"text": value}) if isinstance(value, str) else value
+        for name, value in companions.items()
+    }
+    return {"companions": shown}
 
 
 def refuse_other_settings(path: Path, asked: Mapping[str, Any]) -> None:
@@ -256,7 +267,7 @@ def _describe(result: FinetuneResult, settings: FinetuneSettings, run: RunConfig
     result.step = best.step if best is not None else result.last_step
     if best is None and settings.export == "best" and run.evaluation.heldout:
         result.notes.append(
-            f"{run.run_dir} has no best checkpoint (incidents.jsonl there says whether a save failed): the last one is exported."
+            f"{run.run_dir} has no best checkpoint (incidents.jsonl says whether a save failed): the last one is exported."
         )
     result.before, result.after = losses.get(0), losses.get(result.step)
     if result.before is not None and result.after is not None and not result.after < result.before:

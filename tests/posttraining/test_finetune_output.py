@@ -52,7 +52,7 @@ def test_another_number_of_processes_goes_on_with_the_plan(settings: FinetuneSet
     again = finetune(replace(settings, processes=1), print, companions, train=False)
     assert again.plan == first.plan and first.plan.batch == 2
     assert asked(settings) == begun
-    with pytest.raises(UserError, match="run.training.steps"):
+    with pytest.raises(UserError, match=r"run\.training\.steps"):
         finetune(replace(settings, processes=1, epochs=9.0), print, companions, train=False)
 
 
