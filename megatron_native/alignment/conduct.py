@@ -153,6 +153,13 @@ class Conduct(_Part):
         """sha256 of the content: every text, key, severity, example and their order."""
         return parameters_hash(self.content)
 
+    def as_yaml(self) -> str:
+        """A file of its own that says the same, with what the code extends filled in: loaded, it has the same hash."""
+        raw = self.content
+        for section in _KEYED:
+            raw[section] = {entry.pop("key"): entry for entry in raw[section]}
+        return yaml.safe_dump(raw, allow_unicode=True, sort_keys=False, width=120)
+
     def by_severity(self) -> list[Principle]:
         """The principles, the primary one first, then in the file's order within each severity."""
         return sorted(self.principles, key=lambda principle: SEVERITIES.index(principle.severity))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     checks = parser.add_argument_group("what runs around the worker")
     checks.add_argument("--rules", type=Path, metavar="FILE", help="YAML over the rules' settings")
-    checks.add_argument("--no-rules", action="store_true", help="no rules before the worker")
+    checks.add_argument("--no-rules", action="store_true", help="no rules before the worker (nor before one trained so)")
     checks.add_argument("--first-look", type=Path, metavar="FILE", help="YAML over the first look's settings")
     checks.add_argument("--no-first-look", action="store_true", help="every passage goes to the worker")
     checks.add_argument("--gates", type=Path, metavar="FILE", help="YAML over the gates' thresholds")
@@ -168,6 +169,7 @@ def _rewrite(arguments: argparse.Namespace, settings: RewriteSettings, choice: B
 def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendChoice | None]:
     from megatron_native.alignment.backends.backend import Sampling
     from megatron_native.alignment.backends.choice import BackendChoice, endpoints_of, options_of
+    from megatron_native.alignment.backends.worker import Worker
     from megatron_native.alignment.rewriting.settings import ENGINES, RewriteSettings
     from megatron_native.config.yaml_mapping import read_mapping
 
@@ -188,6 +190,8 @@ def _settings(arguments: argparse.Namespace) -> tuple[RewriteSettings, BackendCh
     ):
         read = read_mapping(getattr(arguments, name), example, f"--{name.replace('_', '-')}")
         over[name] = None if getattr(arguments, f"no_{name}") else read
+    if arguments.rules is None and arguments.worker is not None and not Worker(arguments.worker).learned_tidied:
+        over["rules"] = None
     settings = RewriteSettings(
         engine=engine, worker=choice.identity() if choice else {}, **prompt_of(arguments), examples=arguments.examples,
         passage_tokens=arguments.passage_tokens,
@@ -211,7 +215,7 @@ def prompt_of(arguments: argparse.Namespace) -> dict[str, Any]:
     trained = Worker(arguments.worker).prompt if arguments.worker is not None else {}
     learned = trained.get("conduct", {})
     defaults: dict[str, Any] = {"conduct": "general", "form": "full", "language": "ar", "detail": "whole", "context_tokens": 64}
-    of_worker = trained | ({"conduct": learned["name"]} if learned else {})
+    of_worker = trained | ({"conduct": _code_of(arguments.worker, learned)} if learned else {})
     given = {name: value for name in defaults if (value := getattr(arguments, name)) is not None}
     chosen = defaults | of_worker | given
     if learned and chosen["detail"] == "brief" and load_conduct(chosen["conduct"]).hash != learned["hash"]:
@@ -221,6 +225,11 @@ def prompt_of(arguments: argparse.Namespace) -> dict[str, Any]:
             "pairs of this one, or ask with --detail whole."
         )
     return chosen
+
+
+def _code_of(worker: Path, learned: Mapping[str, str]) -> str:
+    """Where the code is that a worker learned: its own file, or the name of a shipped one."""
+    return str(worker / learned["file"]) if "file" in learned else learned["name"]
 
 
 def _check_used(arguments: argparse.Namespace, engine: str) -> None:

@@ -113,7 +113,7 @@ class _Merge:
         self.tokens = sum(piece.tokens for piece in pieces)
         self._ids_complete = all(piece.files.ids.exists() for piece in pieces if piece.documents)
         self._partial = {
-            path: path.with_name(path.name + ".partial") for path in (target.bin, target.idx, target.ids, target.mask)
+            path: path.with_name(path.name + ".partial") for path in (target.mask, target.bin, target.ids, target.idx)
         }
         self.masked = pieces[0].masked
         self.chat = common_chat(pieces)
@@ -176,7 +176,8 @@ class _Merge:
             raise
 
     def publish(self) -> tuple[dict[str, Any], list[str]]:
-        """Put the files in their place, `.bin` before `.idx`, the manifest last."""
+        """Put the files in their place: `.idx` after its data and their mask, the manifest last."""
+        self.target.idx.unlink(missing_ok=True)  # of an earlier, killed merge
         for path, partial in self._partial.items():
             if partial.exists():
                 os.replace(partial, path)

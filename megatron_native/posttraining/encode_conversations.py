@@ -38,6 +38,8 @@ from megatron_native.posttraining.conversations import (
 
 TOO_LONG = "too long"
 HELD_OUT = "held out"
+HELDOUT_SUFFIX = "_heldout"
+"""What the prefix of the held-out dataset ends with."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def encode_conversations(
     """Encode the conversations of a part into `target.bin`, `.idx`, `.mask` and the files beside them."""
     account = ConversationAccount()
     dtype = token_dtype(encoder.vocab_size)
-    heldout = target.with_name(f"{target.name}_heldout")
+    heldout = target.with_name(f"{target.name}{HELDOUT_SUFFIX}")
     with ExitStack() as stack:
         writers = [stack.enter_context(IndexedWriter(prefix, dtype, masked=True)) for prefix in (target, heldout)]
         names = [stack.enter_context(ShardWriter(part_file(prefix, "ids.jsonl.zst"))) for prefix in (target, heldout)]

@@ -32,7 +32,7 @@ from megatron_native.manifest import (
     read_manifest,
     write_json,
 )
-from megatron_native.posttraining.finetune_data import Conversations, prepare_conversations
+from megatron_native.posttraining.finetune_data import CHAT_TEMPLATE, Conversations, prepare_conversations
 from megatron_native.posttraining.finetune_run import HELDOUT, Plan, check_run, finetune_run, given_setting
 from megatron_native.posttraining.finetune_settings import DEFAULT_SEQ_LENGTH, FinetuneSettings
 from megatron_native.training.early_stop import BestCheckpoint, read_best
@@ -105,7 +105,7 @@ def finetune(
     Args:
         settings: what is asked for.
         say: gets a line for each part.
-        companions: JSON files to put into the output, by name.
+        companions: files to put into the output, by name: a text, or what a JSON file holds.
         train: without, stop when everything is prepared: the run is in `OUTPUT.run/run.yaml`.
 
     Raises:
@@ -117,9 +117,10 @@ def finetune(
     tokenizer, length = _checked(settings)
     found = prepare_conversations(settings, tokenizer, work / "data", length, say)
     base = _imported(settings, work, say)
-    run, plan = finetune_run(settings, base, found.data, found.heldout, length)
-    asked = _asked(settings, base, found, run)
-    _refuse_other_settings(work / ASKED, asked)
+    begun = layout.read_json(work / ASKED) or {}
+    run, plan = finetune_run(settings, base, found.data, found.heldout, length, begun.get("batch_multiple"))
+    asked = _asked(settings, base, found, run, plan, companions or {})
+    refuse_other_settings(work / ASKED, asked)
     write_json(work / ASKED, asked)
     result = FinetuneResult(settings.output, plan, found.account, notes=list(found.notes))
     if (settings.output / RECORD).is_file():
@@ -138,7 +139,10 @@ def finetune(
     checkpoint = checkpoint_folder(run.run_dir, result.step or 0)
     _export(checkpoint, settings, found, base, say)
     for name, value in (companions or {}).items():
-        write_json(settings.output / name, value)
+        if isinstance(value, str):
+            (settings.output / name).write_text(value, encoding="utf-8")
+        else:
+            write_json(settings.output / name, value)
     write_json(settings.output / RECORD, _record(result, asked, checkpoint, settings))
     return result
 
@@ -188,8 +192,10 @@ def base_hash(checkpoint: Path) -> str:
     return parameters_hash({"inputs": [[entry["path"], entry["xxh3_128"]] for entry in manifest["inputs"]]})
 
 
-def _asked(settings: FinetuneSettings, base: Path, found: Conversations, run: RunConfig) -> dict[str, Any]:
-    """What decides the result, without places and layout."""
+def _asked(
+    settings: FinetuneSettings, base: Path, found: Conversations, run: RunConfig, plan: Plan, companions: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """What decides the result, without places and layout; of the layout it began with, what its batch was fitted to."""
     values = run.model_dump(mode="json")
     for section in _MAY_CHANGE:
         values.pop(section)
@@ -204,13 +210,23 @@ def _asked(settings: FinetuneSettings, base: Path, found: Conversations, run: Ru
     data = {one.name: {"weight": one.weight, "dataset": found.digests[one.name]} for one in found.data}
     return {
         "base": base_hash(base), "data": data, "heldout": found.digests.get(HELDOUT), "export": settings.export,
-        "template": found.template_hash, "run": values,
+        "template": found.template_hash, "batch_multiple": plan.batch_multiple, "run": values, **companions_asked(companions),
     }  # fmt: skip
 
 
-def _refuse_other_settings(path: Path, asked: Mapping[str, Any]) -> None:
+def companions_asked(companions: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of what is asked for that says which companions: of a text, its hash."""
+    shown = {
+        name: parameters_hash({"text": value}) if isinstance(value, str) else value
+        for name, value in companions.items()
+    }
+    return {"companions": shown}
+
+
+def refuse_other_settings(path: Path, asked: Mapping[str, Any]) -> None:
+    """Raise a `UserError` with what differs between `asked` and the same parts of what a work folder was begun with."""
     there = layout.read_json(path)
-    differences = parameter_differences(there, asked) if there is not None else []
+    differences = parameter_differences({name: there.get(name) for name in asked}, asked) if there is not None else []
     if differences:
         raise UserError(
             f"{path.parent} was begun with other settings: "
@@ -249,6 +265,10 @@ def _describe(result: FinetuneResult, settings: FinetuneSettings, run: RunConfig
     result.last_step, result.ended_early = int(finished["step"]), bool(finished.get("early_stop"))
     best: BestCheckpoint | None = read_best(run.run_dir) if settings.export == "best" else None
     result.step = best.step if best is not None else result.last_step
+    if best is None and settings.export == "best" and run.evaluation.heldout:
+        result.notes.append(
+            f"{run.run_dir} has no best checkpoint (incidents.jsonl says whether a save failed): the last one is exported."
+        )
     result.before, result.after = losses.get(0), losses.get(result.step)
     if result.before is not None and result.after is not None and not result.after < result.before:
         result.notes.append(
@@ -259,12 +279,13 @@ def _describe(result: FinetuneResult, settings: FinetuneSettings, run: RunConfig
 def _export(
     checkpoint: Path, settings: FinetuneSettings, found: Conversations, base: Path, say: Callable[[str], None]
 ) -> None:
-    from megatron_native.checkpoint.export_hf import export_hf
+    from megatron_native.checkpoint.export_hf import MANIFEST, export_hf
 
     exported = export_hf(checkpoint, settings.output)
     say(f"exported step {step_of(checkpoint)} to {exported.folder}: {exported.bytes / 1e9:.2f} GB")
     found.template_into(settings.output)
     _end_answers(settings.output, found.end_of_turn)
+    _amend_manifest(settings.output / MANIFEST, (CHAT_TEMPLATE, layout.GENERATION_CONFIG))
 
 
 def _end_answers(folder: Path, end_of_turn: int) -> None:
@@ -276,6 +297,15 @@ def _end_answers(folder: Path, end_of_turn: int) -> None:
     there = named if isinstance(named, list) else [] if named is None else [named]
     if end_of_turn not in there:
         write_json(path, {**generation, "eos_token_id": [*there, end_of_turn] if there else end_of_turn})
+
+
+def _amend_manifest(path: Path, names: tuple[str, ...]) -> None:
+    """Have the export's manifest list these files as they are now."""
+    manifest, folder = read_manifest(path), path.parent
+    assert manifest is not None, "the export writes it"
+    entries = {entry["path"]: entry for entry in manifest["outputs"]}
+    entries.update({name: file_entry(folder / name, folder) for name in names if (folder / name).is_file()})
+    write_json(path, {**manifest, "outputs": [entries[path] for path in sorted(entries)]})
 
 
 def _record(

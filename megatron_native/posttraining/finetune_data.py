@@ -19,12 +19,13 @@ from megatron_native.documents.records import ReadSettings, Refusal
 from megatron_native.errors import UserError
 from megatron_native.manifest import parameters_hash
 from megatron_native.posttraining.chat_encoding import ChatEncoder
-from megatron_native.posttraining.encode_conversations import HELD_OUT, PrepareSettings, is_held_out
+from megatron_native.posttraining.encode_conversations import HELD_OUT, HELDOUT_SUFFIX, PrepareSettings, is_held_out
 from megatron_native.posttraining.finetune_run import HELDOUT, PreparedData
 from megatron_native.posttraining.finetune_settings import FinetuneSettings
 from megatron_native.posttraining.prepare import prepare
 
 CHAT_TEMPLATE = "chat_template.jinja"
+_ALL_HELDOUT = f"all_{HELDOUT}"
 _LEAST_TO_HOLD_OUT = 10
 _LARGEST_SHARE = 0.5
 _BYTES_A_WORKER = 8 << 20
@@ -109,7 +110,7 @@ def prepare_conversations(
         made = prepare(settings.heldout, folder / HELDOUT, how, _execution(settings.heldout), say)
         heldout.append(str(made.prefix))
         counts["held_out"], heldout_inputs = made.manifest["counts"]["kept"], made.manifest["inputs"]
-    prefix = _joined(heldout, folder / f"all_{HELDOUT}", say)
+    prefix = _joined(heldout, folder / _ALL_HELDOUT, say)
     if prefix is not None:
         manifest = DatasetFiles(prefix).manifest()
         assert manifest is not None
@@ -134,9 +135,10 @@ def _names(settings: FinetuneSettings) -> list[str]:
     for source in settings.data:
         stem = Path(source.path).name.split(".")[0]
         name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in stem) or "data"
-        taken, number = {*names, HELDOUT}, 2
+        others = [*names, HELDOUT, _ALL_HELDOUT]
+        taken, number = {*others, *(f"{other}{HELDOUT_SUFFIX}" for other in others)}, 2
         chosen = name
-        while chosen in taken:
+        while {chosen, f"{chosen}{HELDOUT_SUFFIX}"} & taken:
             chosen, number = f"{name}-{number}", number + 1
         names.append(chosen)
     return names

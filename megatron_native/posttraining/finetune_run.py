@@ -65,6 +65,7 @@ class Plan:
         steps: optimizer steps.
         epochs: that the steps come to.
         evaluation_interval: steps between evaluations; 0 where nothing is held out.
+        batch_multiple: what the batch was made a multiple of, for the layout that the run begins in.
     """
 
     conversations: float
@@ -77,6 +78,7 @@ class Plan:
     steps: int
     epochs: float
     evaluation_interval: int
+    batch_multiple: int
 
     def as_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -92,8 +94,9 @@ def sequences_in_an_epoch(prefix: Path, seq_length: int, seed: int, name: str, p
 
 
 def finetune_run(
-    settings: FinetuneSettings, checkpoint: Path, data: Sequence[PreparedData], heldout: Path | None, seq_length: int
-) -> tuple[RunConfig, Plan]:
+    settings: FinetuneSettings, checkpoint: Path, data: Sequence[PreparedData], heldout: Path | None, seq_length: int,
+    batch_multiple: int | None = None,
+) -> tuple[RunConfig, Plan]:  # fmt: skip
     """The run of a fine-tuning, complete and checked, and how long it is.
 
     Args:
@@ -102,6 +105,7 @@ def finetune_run(
         data: the mixture.
         heldout: prefix of the held-out masked dataset, if there is one.
         seq_length: tokens of context, unless the run's settings say otherwise.
+        batch_multiple: of the plan that is gone on with, whatever layout it goes on in; None: the layout's own.
 
     Raises:
         UserError: the settings of the run are wrong, or leave nothing to train.
@@ -116,8 +120,9 @@ def finetune_run(
     conversations = sum(one.conversations * one.weight for one in data)
     if not sequences:
         raise UserError("the conversations give no sequence to train on: look at the account of what was dropped.")
+    multiple = batch_multiple or _batch_multiple(settings, asked)
     batch = given_setting(settings, "training", "global_batch_size") or _batch(
-        settings, asked, conversations, sequences
+        settings, multiple, conversations, sequences
     )
     steps = given_setting(settings, "training", "steps") or max(1, math.ceil(settings.epochs * sequences / batch))
     interval = max(1, round(sequences / batch / settings.evaluations_per_epoch), math.ceil(steps / MOST_EVALUATIONS))
@@ -129,7 +134,7 @@ def finetune_run(
     plan = Plan(
         conversations, tokens, sum(one.learned_tokens * one.weight for one in data), sequences,
         tokens / (sequences * config.data.seq_length), config.data.seq_length, config.training.global_batch_size, real,
-        real * config.training.global_batch_size / sequences, config.evaluation.interval,
+        real * config.training.global_batch_size / sequences, config.evaluation.interval, multiple,
     )  # fmt: skip
     return config, plan
 
@@ -143,22 +148,29 @@ def check_run(settings: FinetuneSettings, model: ModelConfig, seq_length: int) -
     data = [PreparedData(f"data-{n}", Path(f"data-{n}"), one.weight, 1, 1, 1) for n, one in enumerate(settings.data)]
     heldout = Path(HELDOUT) if settings.heldout or settings.heldout_share else None
     asked = _with_settings(_defaults(settings, Path("base"), data, heldout, seq_length, 1, 1), settings)
-    batch = given_setting(settings, "training", "global_batch_size") or _batch(settings, asked, 1.0, 1.0)
+    batch = given_setting(settings, "training", "global_batch_size") or _batch(
+        settings, _batch_multiple(settings, asked), 1.0, 1.0
+    )
     raw = _defaults(settings, Path("base"), data, heldout, seq_length, batch, _MANY_STEPS, 1, asked)
     check_layout(validate_run_config(_with_settings(raw, settings), SOURCE), model, settings.processes)
 
 
-def _batch(settings: FinetuneSettings, asked: Mapping[str, Any], conversations: float, sequences: float) -> int:
+def _batch(settings: FinetuneSettings, multiple: int, conversations: float, sequences: float) -> int:
     """Sequences a step: about the conversations asked for, at least eight steps an epoch, and what the layout divides."""
     wanted = settings.conversations_per_step * sequences / max(1.0, conversations)
     batch = max(1, min(round(wanted), int(sequences // LEAST_STEPS_PER_EPOCH)))
+    return math.ceil(batch / multiple) * multiple
+
+
+def _batch_multiple(settings: FinetuneSettings, asked: Mapping[str, Any]) -> int:
+    """What a batch has to be a multiple of, so that the layout divides it."""
     parallel = asked["parallel"]
     tp, pp = (int(parallel.get(f"{kind}_model_parallel_size", 1)) for kind in ("tensor", "pipeline"))
     copies = max(1, settings.processes // (tp * pp))
     multiple = int(asked["training"]["micro_batch_size"]) * copies
     if parallel.get("virtual_pipeline_model_parallel_size"):
         multiple *= pp
-    return math.ceil(batch / multiple) * multiple
+    return multiple
 
 
 def _defaults(

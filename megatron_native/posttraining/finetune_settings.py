@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from megatron_native.config.yaml_mapping import read_mapping
 from megatron_native.errors import UserError
@@ -79,9 +80,9 @@ class FinetuneSettings:
         if not self.data:
             raise UserError("there is nothing to learn from: name files of conversations with --data.")
         for source in self.data:
-            if not source.weight > 0:
+            if not 0 < source.weight < math.inf:
                 raise UserError(
-                    f"--data {source.path}={source.weight:g}: a weight is above 0; leave the file out instead."
+                    f"--data {source.path}={source.weight:g}: a weight is a number above 0; without a file, leave it out."
                 )
         for name, value, right in (
             ("--epochs", self.epochs, self.epochs > 0),
@@ -90,8 +91,8 @@ class FinetuneSettings:
             ("--evaluations-per-epoch", self.evaluations_per_epoch, self.evaluations_per_epoch > 0),
             ("--nproc", self.processes, self.processes > 0),
         ):
-            if not right:
-                raise UserError(f"{name} {value}: it must be above 0.")
+            if not right or (value is not None and not math.isfinite(value)):
+                raise UserError(f"{name} {value}: it must be a number above 0.")
         if self.patience < 0:
             raise UserError(f"--patience {self.patience}: give a number of evaluations, or 0 to never stop early.")
         if not 0 <= self.heldout_share < 1:
@@ -137,19 +138,26 @@ def with_overrides(settings: FinetuneSettings, given: Mapping[str, Any]) -> Fine
 
 
 def _typed(where: str, key: str, kind: str, value: Any) -> Any:
-    if key == "data":
-        return tuple(_source(where, entry) for entry in ([value] if isinstance(value, str | dict) else value))
-    if key == "heldout":
-        return tuple(map(str, [value] if isinstance(value, str) else cast(Sequence[Any], value)))
+    if key in ("data", "heldout"):
+        entries = value if isinstance(value, list) else [value]
+        if key == "data":
+            return tuple(_source(where, entry) for entry in entries)
+        if not all(isinstance(entry, str) for entry in entries):
+            raise UserError(f"{where} = {value!r}: name a file, or a list of files.")
+        return tuple(entries)
     try:
         if value is None and "None" in kind:
             return None
         if "Path" in kind:
             return Path(value)
+        if isinstance(value, bool) != kind.startswith("bool"):
+            raise ValueError
         if kind.startswith(("bool", "Literal", "str")):
+            if not isinstance(value, bool | str):
+                raise ValueError
             return value
         number = float(value)
-        if kind.startswith("int") and number != int(number):
+        if not math.isfinite(number) or (kind.startswith("int") and number != int(number)):
             raise ValueError
         return int(number) if kind.startswith("int") else number
     except (TypeError, ValueError):
@@ -161,6 +169,6 @@ def _source(where: str, entry: Any) -> DataSource:
         return parse_source(entry)
     if isinstance(entry, dict) and isinstance(entry.get("path"), str) and set(entry) <= {"path", "weight"}:
         weight = entry.get("weight", 1.0)
-        if isinstance(weight, int | float):
+        if isinstance(weight, int | float) and not isinstance(weight, bool):
             return DataSource(entry["path"], float(weight))
     raise UserError(f"{where}: {entry!r} is no file; write FILE, FILE=2.0, or {{path: FILE, weight: 2.0}}.")

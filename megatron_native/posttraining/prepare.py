@@ -28,6 +28,7 @@ from megatron_native.errors import UserError
 from megatron_native.posttraining.chat_encoding import ChatEncoder
 from megatron_native.posttraining.encode_conversations import (
     HELD_OUT,
+    HELDOUT_SUFFIX,
     TOO_LONG,
     ConversationAccount,
     PrepareSettings,
@@ -113,7 +114,8 @@ class _PrepareStage:
         self.files = expand_inputs(inputs)
         self.tasks = plan_parts(self.files, common_root(inputs, self.files), "line", settings.part_bytes)
         self.settings, self.execution, self.say = settings, execution, say
-        self.target, self.heldout = DatasetFiles(prefix), DatasetFiles(prefix.with_name(f"{prefix.name}_heldout"))
+        self.target = DatasetFiles(prefix)
+        self.heldout = DatasetFiles(prefix.with_name(f"{prefix.name}{HELDOUT_SUFFIX}"))
         self.quarantine = prefix.with_name(f"{prefix.name}_quarantine.jsonl.zst")
         self.folder = prefix.parent
         self.parts_folder = part_file(prefix, "parts")
@@ -223,7 +225,7 @@ class _PrepareStage:
         lineage = input_manifests(self.files, self.folder)
         held, heldout = total.heldout, None
         if self.settings.held_out:
-            parts = [part.with_name(f"{part.name}_heldout") for part in self.parts]
+            parts = [part.with_name(f"{part.name}{HELDOUT_SUFFIX}") for part in self.parts]
             counts = {"read": held.kept, "kept": held.kept, "dropped": {}, "quarantined": {}}
             heldout = self._publish(self.heldout, parts, held, counts, [], entries, lineage)
         dropped = {reason: n for reason, n in ((TOO_LONG, total.too_long), (HELD_OUT, held.kept)) if n}

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_native.alignment.backends.worker import PROMPT_FILE, PROMPT_FORMAT
+from megatron_native.alignment.conduct import conduct_names, load_conduct
 from megatron_native.alignment.prompts import prompt_hash
 from megatron_native.errors import UserError
-from megatron_native.posttraining.finetune import FinetuneResult, finetune, plan_finetune
+from megatron_native.manifest import file_digest
+from megatron_native.posttraining.finetune import (
+    ASKED,
+    FinetuneResult,
+    companions_asked,
+    finetune,
+    plan_finetune,
+    refuse_other_settings,
+)
 from megatron_native.posttraining.finetune_settings import DataSource, FinetuneSettings
-from megatron_native.posttraining.worker_seeds import SeedFiles, SeedSettings, write_conversations
+from megatron_native.posttraining.worker_seeds import (
+    HELDOUT_FILE,
+    TRAIN_FILE,
+    SeedFiles,
+    SeedSettings,
+    write_conversations,
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +73,44 @@ def train_worker(
         with tempfile.TemporaryDirectory(prefix="megatron-native-") as folder:
             written = write_conversations(seeds, Path(folder), pairs)
             return WorkerResult(plan_finetune(_with_files(settings, written), say), written)
-    written = write_conversations(seeds, settings.work_folder / "seeds", pairs)
-    description = {PROMPT_FILE: worker_description(pairs, written)}
-    return WorkerResult(finetune(_with_files(settings, written), say, description, train), written)
+    written = _written(seeds, pairs, settings.work_folder)
+    companions = worker_companions(pairs, written)
+    return WorkerResult(finetune(_with_files(settings, written), say, companions, train), written)
+
+
+def _written(seeds: list[str], pairs: SeedSettings, work: Path) -> SeedFiles:
+    """The conversations in `work/seeds`; those that something was made of already are not replaced by others.
+
+    Raises:
+        UserError: the work folder was begun with other seeds, or for another prompt.
+    """
+    folder, aside = work / "seeds", work / "seeds.partial"
+    try:
+        new = write_conversations(seeds, aside, pairs)
+        refuse_other_settings(work / ASKED, companions_asked(worker_companions(pairs, new)))
+        if any((work / "data").glob("*.manifest.json")):
+            for name in (TRAIN_FILE, HELDOUT_FILE):
+                if (folder / name).is_file() and file_digest(folder / name) != file_digest(aside / name):
+                    raise UserError(
+                        f"{folder / name} was made of other seeds, or with another prompt, and {work} goes on from it. Put "
+                        "them back to go on, choose another output, or delete the folder to begin anew."
+                    )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (TRAIN_FILE, HELDOUT_FILE):
+            (aside / name).replace(folder / name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    heldout = None if new.heldout is None else folder / HELDOUT_FILE
+    return replace(new, train=folder / TRAIN_FILE, heldout=heldout)
+
+
+def worker_companions(pairs: SeedSettings, written: SeedFiles) -> dict[str, Any]:
+    """What goes beside the weights: `worker.json` and, where it is no shipped one, the code of conduct as `NAME.yaml`."""
+    description, conduct = worker_description(pairs, written), pairs.conduct
+    if conduct.name in conduct_names() and load_conduct(conduct.name).hash == conduct.hash:
+        return {PROMPT_FILE: description}
+    file = f"{conduct.name}.yaml"
+    return {PROMPT_FILE: description | {"conduct": description["conduct"] | {"file": file}}, file: conduct.as_yaml()}
 
 
 def worker_description(pairs: SeedSettings, written: SeedFiles) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Seed pairs as conversations: the prompt that `rewrite` will send, and the expert's rewrite as its answer.
 
 In go files of `{"origin", "rewritten", …}`; out come two files of conversations, to learn from and held out. The share
-that is held out is chosen by the hash of the origin, so it stays the same when seeds are added.
+that is held out is chosen by the hash of the passage that is asked about (the origin after the rules): no question is
+on both sides, and the share stays the same when seeds are added.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class SeedSettings:
         language: of the prompt's own words.
         detail: `brief` (a few words before the passage: the worker learns the code from the pairs) or `whole` (the code).
         rules: whether origins are tidied by the rules first, as a rewriting does before it asks the worker.
-        heldout_share: share of the origins that is held out.
+        heldout_share: share of the passages that is held out.
         origin_key, rewritten_key: where the texts are in a record.
     """
 
@@ -96,8 +97,12 @@ def write_conversations(seeds: list[str], folder: Path, settings: SeedSettings) 
     from megatron_native.alignment.rules import build_rules
 
     settings.check()
-    held = _held_out(seeds, settings)
     rules = build_rules() if settings.rules else None
+
+    def passage_of(origin: str) -> str:
+        return origin if rules is None else rules.apply(origin).text
+
+    held = _held_out(seeds, settings, passage_of)
     dropped, quarantined, counts = Counter[str](), Counter[str](), Counter[str]()
     seen: set[bytes] = set()
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +117,7 @@ def write_conversations(seeds: list[str], folder: Path, settings: SeedSettings) 
                 quarantined[found.reason] += 1
                 continue
             origin, rewritten = found
-            passage = origin if rules is None else rules.apply(origin).text
+            passage = passage_of(origin)
             reason = _unfit(passage, rewritten)
             key = hashlib.sha256(f"{passage}\0{rewritten}".encode("utf-8", "surrogatepass")).digest()
             if reason is None and key in seen:
@@ -121,7 +126,7 @@ def write_conversations(seeds: list[str], folder: Path, settings: SeedSettings) 
                 dropped[reason] += 1
                 continue
             seen.add(key)
-            name = HELDOUT_FILE if _hash(origin) in held else TRAIN_FILE
+            name = HELDOUT_FILE if _hash(passage) in held else TRAIN_FILE
             counts[name] += 1
             answer = {"role": "assistant", "content": settings.answer(passage, rewritten)}
             record = {"id": f"pair-{key.hex()[:16]}", "messages": [*settings.messages(passage), answer]}
@@ -166,11 +171,11 @@ def _require_conduct(record: dict[str, Any], conduct: Conduct) -> None:
     )
 
 
-def _held_out(seeds: list[str], settings: SeedSettings) -> set[bytes]:
-    """Hashes of the origins that are held out: those below the share, and of ten or more origins at least one."""
+def _held_out(seeds: list[str], settings: SeedSettings, passage_of: Callable[[str], str]) -> set[bytes]:
+    """Hashes of the passages, as they are asked, that are held out: those below the share, and of ten or more at least one."""
     if not settings.heldout_share:
         return set()
-    hashes = {_hash(found[0]) for found in _pairs(seeds, settings) if not isinstance(found, Refusal)}
+    hashes = {_hash(passage_of(found[0])) for found in _pairs(seeds, settings) if not isinstance(found, Refusal)}
     limit = int(settings.heldout_share * 2 ** (8 * _HASH_BYTES))
     held = {value for value in hashes if int.from_bytes(value, "big") < limit}
     if not held and len(hashes) >= 10:
@@ -178,8 +183,8 @@ def _held_out(seeds: list[str], settings: SeedSettings) -> set[bytes]:
     return held
 
 
-def _hash(origin: str) -> bytes:
-    return hashlib.sha256(origin.encode("utf-8", "surrogatepass")).digest()[:_HASH_BYTES]
+def _hash(passage: str) -> bytes:
+    return hashlib.sha256(passage.encode("utf-8", "surrogatepass")).digest()[:_HASH_BYTES]
 
 
 def _unfit(passage: str, rewritten: str) -> str | None:

@@ -50,6 +50,10 @@ class EarlyStop:
         self.waited = 0
         """Evaluations since the best one."""
         self._judged = 0
+        self._unsaved: dict[int, float] = {}
+        """Loss by step of those that were the best, and of whose checkpoint nothing is known yet."""
+        self._saved: tuple[int, float] | None = None
+        """Step and loss of the newest best whose checkpoint is whole."""
 
     @property
     def exhausted(self) -> bool:
@@ -69,9 +73,21 @@ class EarlyStop:
         threshold = self.best_loss if self.best_step is None else self.best_loss * (1 - self.rule.min_improvement)
         if math.isfinite(loss) and loss < threshold:
             self.best_step, self.best_loss, self.waited = step, loss, 0
+            self._unsaved[step] = loss
             return True
         self.waited += 1
         return False
+
+    def saved(self, step: int) -> None:
+        """Take in that the checkpoint after `step` is whole."""
+        if step in self._unsaved:
+            self._saved = (step, self._unsaved.pop(step))
+
+    def not_saved(self, step: int) -> None:
+        """Take in that there is no checkpoint after `step`: the best is the one before it again, if there is one."""
+        self._unsaved.pop(step, None)
+        if step == self.best_step:
+            self.best_step, self.best_loss = self._saved or (None, math.inf)
 
     @property
     def message(self) -> str:
@@ -96,11 +112,13 @@ class EarlyStop:
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Go on from `state()`; from nothing, or from the state of another set, begin anew."""
         self.best_step, self.best_loss, self.waited, self._judged = None, math.inf, 0, 0
+        self._unsaved, self._saved = {}, None
         if self.rule is None or not state or state["set"] != self.rule.set:
             return
         self._judged, self.waited = int(state["judged"]), int(state["waited"])
         if state["best_step"] is not None:
             self.best_step, self.best_loss = int(state["best_step"]), float(state["best_loss"])
+            self._unsaved[self.best_step] = self.best_loss
 
 
 def write_best(run_dir: Path, early_stop: EarlyStop) -> Path | None:

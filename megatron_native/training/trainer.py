@@ -306,7 +306,7 @@ class Trainer:
         self.course = Course(self.run, restored.ledger, restored.progress)
         self.data = run_data(self.run, self.course)
         self.judgement.back_to(restored.monitors)
-        self.early_stop.restore(restored.monitors.get("early_stop"))
+        self._restore_early_stop(restored.monitors)
         self.course.pass_over(plan.samples.stop, verdict.message)
         self._unsaved = True
         self.metrics.rewind(restored.progress.step)
@@ -345,9 +345,11 @@ class Trainer:
             if one.failed is not None:
                 self.incidents.record(kinds.SAVE_FAILED, f"{one.folder} was not saved: {one.failed}", one.step)
                 self._unsaved = True
+                self.early_stop.not_saved(one.step)
             else:
+                self.early_stop.saved(one.step)
                 self.metrics.saved(one.step, one.folder, one.seconds, one.blocked, one.bytes)
-                self._write_best()
+            self._write_best()
 
     def _write_best(self) -> None:
         """Say in the run folder which checkpoint is the best, where that one is whole."""
@@ -376,7 +378,17 @@ class Trainer:
         self.judgement.restore(state.get("judgement"))
         if "forgetting" in state:
             self.forgetting.restore(state["forgetting"])
+        self._restore_early_stop(state)
+
+    def _restore_early_stop(self, state: Mapping[str, Any]) -> None:
+        """The best so far; one whose checkpoint is not there, as its save failed, is none. Collective."""
         self.early_stop.restore(state.get("early_stop"))
+        best = self.early_stop.best_step
+        if best is None:
+            return
+        there = torch.tensor([checkpoint_folder(self.run.run_dir, best).is_dir()], dtype=torch.int, device=self.platform.device)
+        dist.all_reduce(there, op=dist.ReduceOp.MIN)
+        (self.early_stop.saved if int(there) else self.early_stop.not_saved)(best)
 
     def _agreed(self, signal: str | None) -> str | None:
         """The signal that any rank has got, known to every rank."""

@@ -188,6 +188,14 @@ def test_codes_extend_files_relative_to_their_own_folder(tmp_path: Path, monkeyp
 # --- the hash
 
 
+@pytest.mark.parametrize("name", conduct_names())
+def test_a_code_written_out_is_the_same_code(tmp_path: Path, name: str) -> None:
+    path, conduct = tmp_path / "own.yaml", load_conduct(name)
+    path.write_text(conduct.as_yaml(), encoding="utf-8")
+    assert load_conduct(path).hash == conduct.hash and load_conduct(path).content == conduct.content
+    assert conduct.title.ar in path.read_text(encoding="utf-8")
+
+
 def test_the_hash_is_of_what_a_code_says_not_of_how_it_is_written_down(tmp_path: Path) -> None:
     whole = load_conduct(write(tmp_path / "whole.yaml", small()))
     write(tmp_path / "base.yaml", changed(principles__knowledge__severity="primary", title=both("عنوان آخر")))

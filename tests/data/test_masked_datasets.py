@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -142,6 +143,29 @@ def test_a_writer_wants_a_mask_for_every_document_or_for_none(tmp_path: Path, wh
     assert not IndexedTokens(plain).masked, "a mask that lay there is not taken for the new dataset's"
     with pytest.raises(UserError, match="masked and unmasked data can't be joined"):
         merge([whole, plain], tmp_path / "z", np.uint16, masked=True)
+
+
+@pytest.mark.parametrize("moment", [".bin", ".idx", ".mask", ".ids.jsonl.zst"])
+def test_a_killed_merge_leaves_no_dataset_without_its_mask(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The files on disk after each replacement are those that a kill at that moment leaves."""
+    inputs, out = [str(whole), str(masked_dataset(tmp_path / "other", 1))], DatasetFiles(tmp_path / "out" / "both")
+    replace = os.replace
+
+    def killed(old: Path, new: Path) -> None:
+        replace(old, new)
+        if str(new).endswith(moment):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        merge_datasets(inputs, out.prefix)
+    assert not out.manifest_path.exists()
+    if out.idx.exists():
+        assert IndexedTokens(out.prefix).masked
+    merge_datasets(inputs, out.prefix)
+    assert IndexedTokens(out.prefix).masked and verify_dataset(out.prefix).passed
 
 
 @pytest.mark.parametrize("mode", ["sampled", "full"])

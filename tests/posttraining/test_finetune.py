@@ -168,6 +168,9 @@ def test_the_record_names_base_data_and_checkpoint(folder: Path) -> None:
     assert record["base"]["name"] == "hf" and record["base"]["hash"] == record["parameters"]["base"]
     weights = next(entry for entry in record["outputs"] if entry["path"] == "model.safetensors")
     assert weights["xxh3_128"] == file_digest(folder / "out" / "model.safetensors")
+    exported = json.loads((folder / "out" / "manifest.json").read_text(encoding="utf-8"))["outputs"]
+    assert {"chat_template.jinja", "generation_config.json"} < {entry["path"] for entry in exported}
+    assert all(entry["xxh3_128"] == file_digest(folder / "out" / entry["path"]) for entry in exported)
 
 
 def test_done_is_not_done_again_and_other_settings_are_refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,17 @@ def test_sources_of_one_name_are_told_apart(tmp_path: Path, chatml: Path) -> Non
     assert found.account["heldout_inputs"][0]["records"] == 3
 
 
+def test_no_source_lies_where_something_held_out_does(tmp_path: Path, chatml: Path) -> None:
+    names = ("law", "law_heldout", "all_conversations", "code_heldout", "code")
+    paths = [write(tmp_path / f"{name}.jsonl", 12, first=20 * number) for number, name in enumerate(names)]
+    found = prepared(tmp_path, chatml, *map(DataSource, paths), heldout_share=0.5)
+    prefixes = [one.prefix.name for one in found.data]
+    assert prefixes == ["law", "law_heldout-2", "all_conversations-2", "code_heldout", "code-2"]
+    assert [one.conversations for one in found.data] == [documents(one.prefix) for one in found.data]
+    assert found.account["held_out"] == documents(found.heldout) > 0
+    assert found.account["read"] == 60 == found.account["kept"] + found.account["held_out"]
+
+
 def test_where_a_share_would_be_nothing_more_is_held_out(tmp_path: Path, chatml: Path) -> None:
     found = prepared(tmp_path, chatml, DataSource(write(tmp_path / "chats.jsonl", 20)), heldout_share=1e-6)
     assert 1 <= documents(found.heldout) <= 10

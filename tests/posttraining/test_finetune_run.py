@@ -74,6 +74,18 @@ def test_a_batch_divides_over_the_layout(
     assert plan.batch == -(-9 // multiple) * multiple
 
 
+def test_a_plan_that_is_gone_on_with_is_the_same_in_another_layout(tmp_path: Path) -> None:
+    data = [dataset(tmp_path, "a", 1000, 120)]
+    settings = replace(SETTINGS, processes=8, conversations_per_step=9)
+    run, plan = finetune_run(settings, BASE, data, HELD, 128)
+    assert (plan.batch, plan.batch_multiple) == (16, 8)
+    fewer = replace(settings, processes=4)
+    assert finetune_run(fewer, BASE, data, HELD, 128)[1].batch == 12
+    assert finetune_run(fewer, BASE, data, HELD, 128, plan.batch_multiple) == (run, plan)
+    longer = finetune_run(replace(fewer, epochs=6.0), BASE, data, HELD, 128, plan.batch_multiple)[1]
+    assert (longer.batch, longer.steps) == (16, 375), "6 × 1,000 / 16: what is asked for still counts"
+
+
 def test_what_the_user_says_wins(tmp_path: Path) -> None:
     data = [dataset(tmp_path, "a", 1000, 120)]
     settings = replace(

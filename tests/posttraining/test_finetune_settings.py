@@ -53,6 +53,10 @@ def test_a_yaml_file_has_settings_of_both_kinds(tmp_path: Path) -> None:
     assert settings.heldout == ("held.jsonl",)
     assert (settings.epochs, settings.conversations_per_step, settings.seq_length) == (2.0, 64, 2048)
     assert settings.patience == SETTINGS.patience, "what is not said stays"
+    path.write_text("finetune: {reference_logits: false, seq_length: null, learn: last, template: null}")
+    assert read_settings_file(path)[0] == {
+        "reference_logits": False, "seq_length": None, "learn": "last", "template": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,16 @@ def test_a_yaml_file_has_settings_of_both_kinds(tmp_path: Path) -> None:
         ("finetune: {epochs: many}", "finetune.epochs = 'many'"),
         ("finetune: {seq_length: 10.5}", "finetune.seq_length = 10.5"),
         ("finetune: {data: [{file: a}]}", "write FILE, FILE=2.0"),
+        ("finetune: {data: 5}", "5 is no file"),
+        ("finetune: {data: null}", "None is no file"),
+        ("finetune: {data: [{path: a, weight: true}]}", "write FILE, FILE=2.0"),
+        ("finetune: {heldout: null}", "finetune.heldout = None"),
+        ("finetune: {heldout: [a, 5]}", "finetune.heldout = ['a', 5]"),
+        ("finetune: {epochs: .inf}", "finetune.epochs = inf"),
+        ("finetune: {seq_length: .inf}", "finetune.seq_length = inf"),
+        ("finetune: {epochs: true}", "finetune.epochs = True"),
+        ("finetune: {template: 5}", "finetune.template = 5"),
+        ('finetune: {reference_logits: "no"}', "finetune.reference_logits = 'no'"),
         ("- a\n- b\n", "it must be a mapping"),
         ("finetune: 3\n", "'finetune:' must be a mapping"),
         ("a: [", "not valid YAML"),
@@ -81,6 +95,8 @@ def test_a_wrong_yaml_file_is_refused(tmp_path: Path, text: str, said: str) -> N
         ({"data": ()}, "--data"),
         ({"data": (DataSource("a", 0.0),)}, "--data a=0"),
         ({"epochs": 0.0}, "--epochs 0.0"),
+        ({"epochs": float("inf")}, "--epochs inf"),
+        ({"data": (DataSource("a", float("inf")),)}, "--data a=inf"),
         ({"conversations_per_step": 0}, "--conversations-per-step 0"),
         ({"patience": -1}, "--patience -1"),
         ({"heldout_share": 1.0}, "--heldout-share 1.0"),

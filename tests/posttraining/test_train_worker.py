@@ -54,6 +54,7 @@ def test_the_folder_says_how_the_worker_is_asked(folder: Path) -> None:
     general = load_conduct("general")
     assert Worker(folder / "worker").prompt == {
         "conduct": {"name": "general", "hash": general.hash}, "form": "full", "language": "ar", "detail": "brief",
+        "context_tokens": 0,
     }  # fmt: skip
 
 

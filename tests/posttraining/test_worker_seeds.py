@@ -85,6 +85,18 @@ def test_what_is_held_out_depends_on_the_origin_alone(tmp_path: Path) -> None:
     assert balanced(few) and balanced(many)
 
 
+def test_no_question_is_both_learned_and_measured(tmp_path: Path) -> None:
+    """Origins that the rules make one passage of are held out together, or not at all."""
+    pairs = [pair for n in range(60) for pair in ((f"هذا المقطع رقم {n}.", "أول"), (f"هذا  المقطع  رقم {n}.", "ثان"))]
+    settings = SeedSettings(load_conduct("general"), heldout_share=0.5)
+    files = write_conversations([write_seeds(tmp_path / "seeds.jsonl", pairs)], tmp_path / "out", settings)
+    learned, held = (
+        {one["messages"][-2]["content"] for one in conversations(path)} for path in (files.train, files.heldout)
+    )
+    assert len(learned) + len(held) == 60 and not learned & held
+    assert (files.learned, files.held_out) == (2 * len(learned), 2 * len(held))
+
+
 def test_few_pairs_have_one_held_out(tmp_path: Path) -> None:
     settings = SeedSettings(load_conduct("general"), heldout_share=1e-9)
     files = write_conversations([write_seeds(tmp_path / "seeds.jsonl", numbered(12))], tmp_path / "out", settings)

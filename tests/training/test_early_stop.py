@@ -66,6 +66,29 @@ def test_without_a_rule_or_without_its_set_nothing_is_judged() -> None:
     assert not monitor.judge(1, {"en": 1.0}) and not monitor.exhausted
 
 
+def test_a_best_whose_save_failed_is_none() -> None:
+    rule = EarlyStopRule(set="ar", patience=3)
+    monitor = EarlyStop(rule)
+    judged(monitor, [3.0])
+    monitor.not_saved(1)
+    assert monitor.best_step is None and monitor.state()["best_loss"] is None
+    assert judged(monitor, [3.5], first=2) == [True], "the first that can be kept"
+    monitor.saved(2)
+    judged(monitor, [2.0, 2.5], first=3)
+    monitor.not_saved(3)
+    assert (monitor.best_step, monitor.best_loss, monitor.waited) == (2, 3.5, 1)
+    monitor.not_saved(4)
+    assert monitor.best_step == 2, "step 4 was no best"
+    judged(monitor, [1.5, 1.0], first=5)
+    monitor.saved(5)
+    monitor.not_saved(6)
+    assert (monitor.best_step, monitor.best_loss) == (5, 1.5), "saved while step 6 was judged"
+    resumed = EarlyStop(rule)
+    resumed.restore(monitor.state())
+    resumed.not_saved(5)
+    assert resumed.best_step is None
+
+
 def test_a_restored_monitor_goes_on_and_judges_no_step_twice() -> None:
     rule = EarlyStopRule(set="ar", patience=2)
     monitor = EarlyStop(rule)

@@ -60,14 +60,24 @@ class Worker:
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         return int(config.get("max_position_embeddings") or 0)
 
-    @cached_property
+    @property
     def prompt(self) -> dict[str, Any]:
-        """How it was trained to be asked: `conduct` (its `name` and `hash`), `form`, `language`, `detail` and
-        `context_tokens` (of the text around a passage that it was shown); or empty.
+        """How it was trained to be asked: `conduct` (its `name`, `hash` and, for a code that is not shipped, the `file` in
+        the folder that has it), `form`, `language`, `detail` and `context_tokens` (of the text around a passage that it was
+        shown); or empty.
 
         Raises:
             UserError: the file that says so can't be read.
         """
+        return {name: value for name, value in self._training.items() if name != "rules"}
+
+    @property
+    def learned_tidied(self) -> bool:
+        """Whether passages were tidied by the rules when it was trained, as far as its folder says."""
+        return bool(self._training.get("rules", True))
+
+    @cached_property
+    def _training(self) -> dict[str, Any]:
         path = self.folder / PROMPT_FILE
         if not path.is_file():
             return {}
@@ -75,7 +85,8 @@ class Worker:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["format"] != PROMPT_FORMAT:
                 raise ValueError(f"its format is {found['format']!r}, not {PROMPT_FORMAT!r}")
-            return {name: found[name] for name in ("conduct", "form", "language", "detail", "context_tokens")}
+            known = {name: found[name] for name in ("conduct", "form", "language", "detail", "context_tokens")}
+            return known | {"rules": found.get("rules", True)}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} can't be read ({type(error).__name__}: {error}): copy it again from where the worker was trained, "

@@ -9,10 +9,11 @@ from megatron_native.alignment.backends.worker import Worker
 from megatron_native.alignment.conduct import load_conduct
 from megatron_native.alignment.passages import estimated_tokens
 from megatron_native.alignment.prompts import render_rewriting
-from megatron_native.commands.rewrite import add_arguments, prompt_of
+from megatron_native.alignment.rewriting.settings import RewriteSettings
+from megatron_native.commands.rewrite import _settings, add_arguments, prompt_of
 from megatron_native.errors import UserError
 from tests.alignment.rewriting.jobs import SENTENCES, text_of
-from tests.alignment.rewriting.workers import write_worker
+from tests.alignment.rewriting.workers import write_conduct, write_worker
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,33 @@ def test_a_worker_that_was_trained_here_says_how_it_is_asked(folder: Path, tmp_p
     assert prompt_of(rewrite_arguments("--worker", str(trained), "--context-tokens", "32"))["context_tokens"] == 32
     with pytest.raises(UserError, match=r"--conduct general: the worker in .* learned the code 'gulf'"):
         prompt_of(rewrite_arguments("--worker", str(trained), "--conduct", "general"))
+
+
+def settings_of(*words: str) -> RewriteSettings:
+    return _settings(rewrite_arguments("--engine", "transformers", *words))[0]
+
+
+def test_a_worker_that_learned_origins_as_they_are_is_shown_no_others(folder: Path, tmp_path: Path) -> None:
+    trained, rules = str(shutil.copytree(folder, tmp_path / "trained")), tmp_path / "rules.yaml"
+    rules.write_text("without: [tatweel]")
+    for content, expected in ((TRAINED, {}), (TRAINED | {"rules": True}, {}), (TRAINED | {"rules": False}, None)):
+        (tmp_path / "trained" / "worker.json").write_text(json.dumps(content))
+        assert settings_of("--worker", trained).rules == expected
+        assert settings_of("--worker", trained, "--rules", str(rules)).rules == {"without": ["tatweel"]}
+        assert settings_of("--worker", trained, "--no-rules").rules is None
+    assert settings_of("--worker", str(folder)).rules == {}
+
+
+def test_a_teams_own_code_is_found_in_the_folder_of_the_worker(folder: Path, tmp_path: Path) -> None:
+    trained, own = shutil.copytree(folder, tmp_path / "trained"), load_conduct(write_conduct(tmp_path / "short.yaml"))
+    (trained / "short.yaml").write_text(own.as_yaml(), encoding="utf-8")
+    conduct = {"name": "short", "hash": own.hash, "file": "short.yaml"}
+    (trained / "worker.json").write_text(json.dumps(TRAINED | {"conduct": conduct}))
+    assert prompt_of(rewrite_arguments("--worker", str(trained)))["conduct"] == str(trained / "short.yaml")
+    code = settings_of("--worker", str(trained)).code
+    assert (code.name, code.hash) == ("short", own.hash)
+    given = rewrite_arguments("--worker", str(trained), "--conduct", str(tmp_path / "short.yaml"))
+    assert prompt_of(given)["conduct"] == str(tmp_path / "short.yaml")
 
 
 @pytest.mark.parametrize(
