@@ -60,7 +60,7 @@ def object_in(answer: str) -> str | None:
     while place >= 0:
         try:
             found, _ = decoder.raw_decode(answer, place)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or nested without end
             found = None
         if isinstance(found, dict) and isinstance(found.get(KEY), str):
             return str(found[KEY])
@@ -72,9 +72,18 @@ def is_structured(answer: str) -> bool:
     """Whether an answer is an object of the schema and nothing else, as a server that knows schemas gives it."""
     try:
         found = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and set(found) == {KEY} and isinstance(found[KEY], str)
+
+
+def _is_text(found: str) -> bool:
+    """Whether it can be UTF-8: half of a character's two escapes (`\\ud83d`) can't."""
+    try:
+        found.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def passage_in(answer: str, origin: str, structured: bool) -> str | None:
@@ -97,7 +106,7 @@ def passage_in(answer: str, origin: str, structured: bool) -> str | None:
     if structured or text.lstrip().startswith("{") or f'"{KEY}"' not in origin:
         found = object_in(text)
         if found is not None:
-            return found
+            return found if _is_text(found) else None
     if text.lstrip().startswith("{") and f'"{KEY}"' in text and not origin.lstrip().startswith("{"):
         return None
     return text if text.strip() else None
