@@ -78,7 +78,7 @@ def is_structured(answer: str) -> bool:
 
 
 def _is_text(found: str) -> bool:
-    """Whether it can be UTF-8: half of a character's two escapes (`\\ud83d`) can't."""
+    """Whether it can be UTF-8; one of the two escapes that a character beyond U+FFFF is written with can't."""
     try:
         found.encode("utf-8")
     except UnicodeEncodeError:
