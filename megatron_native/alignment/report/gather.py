@@ -86,7 +86,8 @@ class RewriteReport:
     Attributes:
         total: pairs there are; accepted: those whose rewrite is in the output.
         passed_over: records that are no pairs, by reason.
-        states, kinds: pairs by state, and by what their reasons begin with.
+        states, kinds: pairs by state, and by what their reasons begin with; with_verdict: pairs that gates judged or that
+            have a reason, of which `kinds` are.
         measured: accepted pairs that figures are of; judged_here: pairs on the page that the gates were asked about now.
         seed: of the samples.
         pairs: those on the page.
@@ -98,6 +99,7 @@ class RewriteReport:
     passed_over: dict[str, int]
     states: dict[str, int]
     kinds: dict[str, int]
+    with_verdict: int
     gates: list[GateShare]
     measured: int
     judged_here: int
@@ -148,8 +150,8 @@ def gather(inputs: Sequence[str], settings: RewriteReportSettings, models: Model
     accepted = measured.pairs()
     return RewriteReport(
         [_input(name) for name in inputs], total, measured.seen, dict(passed_over.most_common()),
-        dict(counts.states.most_common()), dict(counts.kinds.most_common()), counts.gates(pairs), len(accepted),
-        judged_here, settings.seed,
+        dict(counts.states.most_common()), dict(counts.kinds.most_common()), counts.with_verdict,
+        counts.gates(pairs), len(accepted), judged_here, settings.seed,
         _lengths(accepted, settings.seed), vocabulary_shift(accepted) if accepted else None,
         _toxicity(accepted, models, settings.seed), _fluency(accepted, models, settings.seed),
         _grades(graded.pairs(), models, settings.seed), pairs,

@@ -14,6 +14,7 @@ from megatron_native.alignment.gates.pairs import PairSettings
 from megatron_native.alignment.report.embedding import CHUNK, embedded, read_back
 from megatron_native.alignment.report.gather import Models, RewriteReportSettings, gather
 from megatron_native.alignment.report.page import page
+from megatron_native.alignment.report.sections import gates_section
 from tests.alignment.analyses.pairs import pair, rewriting
 
 HOSTILE = (
@@ -156,6 +157,14 @@ def test_gates_are_asked_about_pairs_without_a_verdict(tmp_path):
     unasked = gather([source], RewriteReportSettings(judge_pairs=False))
     assert unasked.judged_here == 0 and unasked.gates == []
     assert "No gate judged these pairs." in page(unasked)
+
+
+def test_shares_of_reasons_are_of_the_pairs_that_were_judged(tmp_path):
+    pairs = [{"origin": f"بلغ العدد 1{n} طالبًا.", "rewritten": f"بلغ العدد 9{n} طالبًا."} for n in range(4)]
+    report = gather([write_pairs(tmp_path / "a.jsonl", pairs)], RewriteReportSettings(max_pairs=1))
+    assert (report.total, report.judged_here, report.with_verdict, report.kinds) == (4, 1, 1, {"numbers": 1})
+    shown = str(gates_section(report))
+    assert "1 · 100" in shown and "1 · 25" not in shown
 
 
 def test_records_that_are_no_pairs_are_counted_and_said(tmp_path):
