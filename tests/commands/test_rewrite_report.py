@@ -56,6 +56,24 @@ def test_pairs_under_other_keys_graded_by_a_judge_and_paid_once(work, tmp_path):
     assert [row[5] for row in rows] == [[9, 10, 10, 8, 7]]
 
 
+def test_pairs_of_two_inputs_with_the_same_id_have_grades_of_their_own(work, tmp_path):
+    inputs = []
+    for name, text in (("a", CLEAN), ("b", "شعر قديم.")):
+        inputs.append(tmp_path / f"{name}.jsonl")
+        record = {"id": 1, "origin": f"{text} .", "rewritten": text}
+        inputs[-1].write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def answer(messages):
+        return GRADES.replace("9", "3") if "شعر" in messages[-1]["content"] else GRADES
+
+    output = tmp_path / "report.html"
+    with FaultyServer(answer=answer) as server:
+        words = ("--judge-endpoint", server.url, "--judge-model", "editor", "--no-lexicon", "--no-gates")
+        assert run("--input", *inputs, "--output", output, *words) == 0
+    _, rows = read_back(output.read_text(encoding="utf-8"))
+    assert [(row[0], row[5][0]) for row in rows] == [("1", 9), ("1", 3)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

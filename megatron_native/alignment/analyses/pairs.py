@@ -88,6 +88,10 @@ class Sample:
         """What was kept, in the order of the stream."""
         return [pair for _, _, pair in sorted(self._kept, key=lambda entry: -entry[1])]
 
+    def places(self) -> list[int]:
+        """Where `pairs` stood in the stream."""
+        return sorted(-place for _, place, _ in self._kept)
+
 
 def read_pairs(
     inputs: Sequence[str], settings: PairSettings, on_refused: Callable[[str], None] = lambda reason: None

@@ -90,7 +90,7 @@ class RewriteReport:
             have a reason, of which `kinds` are.
         measured: accepted pairs that figures are of; judged_here: pairs on the page that the gates were asked about now.
         seed: of the samples.
-        pairs: those on the page.
+        pairs: those on the page; places: theirs in the stream of all pairs.
     """
 
     inputs: list[Input]
@@ -110,10 +110,11 @@ class RewriteReport:
     fluency: list[FluencyChange]
     grades: Grades | None
     pairs: list[RewritePair]
+    places: list[int]
 
     def as_json(self) -> dict[str, Any]:
         """The figures, without the pairs' texts."""
-        found = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "pairs"}
+        found = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in ("pairs", "places")}
         return {"format": FORMAT, "shown": len(self.pairs), **found}
 
 
@@ -154,7 +155,7 @@ def gather(inputs: Sequence[str], settings: RewriteReportSettings, models: Model
         counts.gates(pairs), len(accepted), judged_here, settings.seed,
         _lengths(accepted, settings.seed), vocabulary_shift(accepted) if accepted else None,
         _toxicity(accepted, models, settings.seed), _fluency(accepted, models, settings.seed),
-        _grades(graded.pairs(), models, settings.seed), pairs,
+        _grades(graded, models, settings.seed), pairs, shown.places(),
     )  # fmt: skip
 
 
@@ -220,12 +221,13 @@ def _fluency(pairs: Sequence[RewritePair], models: Models, seed: int) -> list[Fl
     return found
 
 
-def _grades(pairs: Sequence[RewritePair], models: Models, seed: int) -> Grades | None:
+def _grades(sample: Sample, models: Models, seed: int) -> Grades | None:
+    pairs = sample.pairs()
     if models.judge is None or not pairs:
         return None
     with progress("rewrite-report: grades", len(pairs), "pairs") as bar:
         try:
-            return grade_pairs(pairs, models.judge, seed, bar.advance)
+            return grade_pairs(pairs, models.judge, seed, bar.advance, sample.places())
         except BackendDownError as error:
             raise UserError(f"the judge: {error}; what it answered is in the journal.") from None
 

@@ -82,7 +82,11 @@ def gates_section(report: RewriteReport) -> Html:
             for kind, count in report.kinds.items()
         ]
         content.append(
-            tag("figure", tag("figcaption", "Pairs by reason, of those with a verdict; one can have several"), bars("Reasons", drawn[:24]))
+            tag(
+                "figure",
+                tag("figcaption", "Pairs by reason, of those with a verdict; one can have several"),
+                bars("Reasons", drawn[:24]),
+            )
         )
     if report.judged_here:
         content.append(

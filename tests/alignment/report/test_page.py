@@ -108,7 +108,7 @@ def test_every_pair_can_be_read_back_with_what_filters_need():
              gates={"numbers": (float(n), n % 3 != 0), "length": (0.5, True)} if n % 2 else {})
         for n in range(2 * CHUNK + 17)
     ]  # fmt: skip
-    elements = embedded(pairs, {"d4": (1, 2, 3, 4, 5)})
+    elements = embedded(pairs, {4: (1, 2, 3, 4, 5), CHUNK + 4: (5, 4, 3, 2, 1)})
     assert len(elements) == 1 + 3
     index, rows = read_back("".join(elements))
     rows = list(rows)
@@ -118,7 +118,7 @@ def test_every_pair_can_be_read_back_with_what_filters_need():
         assert (row[0], row[1], text, tuple(row[3])) == (one.id, one.origin, one.rewritten, one.reasons)
         scores = {gate: (score[0], bool(score[1])) for gate, score in zip(index["gates"], row[4]) if score is not None}
         assert scores == dict(one.gates)
-        assert row[5] == ([1, 2, 3, 4, 5] if one.id == "d4" else None)
+        assert row[5] == {"d4": [1, 2, 3, 4, 5], f"d{CHUNK + 4}": [5, 4, 3, 2, 1]}.get(one.id)
         assert index["states"][index["state"][place]] == one.state
         assert [index["kinds"][kind] for kind in index["kind"][place]] == one.reason_kinds
         assert index["sources"][index["source"][place]] == one.source
@@ -168,7 +168,12 @@ def test_shares_of_reasons_are_of_the_pairs_that_were_judged(tmp_path):
 
 
 def test_records_that_are_no_pairs_are_counted_and_said(tmp_path):
-    records = [{"origin": "نص", "rewritten": "نص."}, {"origin": "نص"}, {"rewritten": "نص"}, {"origin": 1, "rewritten": "نص"}]
+    records = [
+        {"origin": "نص", "rewritten": "نص."},
+        {"origin": "نص"},
+        {"rewritten": "نص"},
+        {"origin": 1, "rewritten": "نص"},
+    ]
     report = gather([write_pairs(tmp_path / "a.jsonl", records)], RewriteReportSettings())
     assert report.total == 1 and report.passed_over == {"no origin": 2, "no text key": 1}
     assert "2 records of the input are no pairs and were passed over: no origin" in page(report)
