@@ -81,7 +81,9 @@ class ServerSettings:
 
 def is_one_of(endpoint: str, others: Sequence[str]) -> bool:
     """Whether an endpoint is at the same server as another: scheme, host and port; the path may be another."""
-    servers = [urlsplit(url)[:2] for url in checked_endpoints([endpoint]) + (checked_endpoints(others) if others else [])]
+    servers = [
+        urlsplit(url)[:2] for url in checked_endpoints([endpoint]) + (checked_endpoints(others) if others else [])
+    ]
     return servers[0] in servers[1:]
 
 

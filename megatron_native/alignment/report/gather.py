@@ -114,7 +114,9 @@ class RewriteReport:
 
     def as_json(self) -> dict[str, Any]:
         """The figures, without the pairs' texts."""
-        found = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in ("pairs", "places")}
+        found = {
+            one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in ("pairs", "places")
+        }
         return {"format": FORMAT, "shown": len(self.pairs), **found}
 
 
