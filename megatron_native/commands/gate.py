@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_native.commands.server_arguments import add_judge, judge_of
+from megatron_native.commands.server_arguments import add_judge, judge_of, with_judge_key
 from megatron_native.commands.stage_arguments import add_execution
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from megatron_native.errors import UserError
 
     gates = merged(load_settings(arguments.gates, arguments.overrides), judge_of(arguments), "--judge-endpoint")
+    gates = merged(gates, with_judge_key(gates, arguments), "--judge-endpoint")
     if arguments.list:
         from megatron_native.alignment.gates.pair_table import print_settings
 

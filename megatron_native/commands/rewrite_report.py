@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_native.commands.server_arguments import KEY_VARIABLE, key_variable_of
+
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
@@ -24,7 +26,8 @@ EXAMPLES = """\
   megatron-native rewrite-report --input work/rewritten --output report.html \\
       --judge-endpoint http://node1:8000/v1 --judge-model judge --judge-pairs 200 --judge-max-tokens 2000000
 
-Keys of endpoints come from the environment (OPENAI_API_KEY). Figures are of accepted pairs; every interval is of 95 %."""
+Keys of endpoints come from the environment (OPENAI_API_KEY, or the variable that is named). Figures are of accepted pairs;
+every interval is of 95 %."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     models.add_argument("--toxicity-endpoint-model", default="", metavar="NAME", help="its model (the server's own)")
     models.add_argument(
+        "--toxicity-endpoint-key-variable", metavar="NAME",
+        help=f"environment variable with its key ({KEY_VARIABLE}, where no other server has that key)",
+    )  # fmt: skip
+    models.add_argument(
         "--perplexity-model",
         nargs="+",
         type=Path,
@@ -68,6 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judge = parser.add_argument_group("the judge of five grades")
     judge.add_argument("--judge-endpoint", nargs="+", default=[], metavar="URL", help="OpenAI-compatible servers")
     judge.add_argument("--judge-model", default="", metavar="NAME", help="the judge's name there")
+    judge.add_argument(
+        "--judge-key-variable", metavar="NAME", help=f"environment variable with its key ({KEY_VARIABLE})"
+    )
     judge.add_argument(
         "--judge-pairs", type=int, default=100, metavar="N", help="accepted pairs it is asked about (100)"
     )
@@ -119,8 +129,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace, stack: ExitStack) -> Models:
+    from megatron_native.alignment.backends.choice import endpoints_of
+    from megatron_native.alignment.backends.server_settings import ServerSettings
     from megatron_native.alignment.report.gather import Models
 
+    judge_key = arguments.judge_key_variable or KEY_VARIABLE
     toxicity: list = []
     if not arguments.no_lexicon:
         from megatron_native.alignment.analyses.toxicity_lexicon import LexiconClassifier
@@ -131,7 +144,12 @@ def _models(arguments: argparse.Namespace, stack: ExitStack) -> Models:
 
         toxicity += [ModelClassifier(folder) for folder in arguments.toxicity_model]
         if arguments.toxicity_endpoint:
-            toxicity.append(ModerationEndpoint(arguments.toxicity_endpoint, arguments.toxicity_endpoint_model))
+            url = arguments.toxicity_endpoint
+            variable = key_variable_of(
+                arguments.toxicity_endpoint_key_variable, url, endpoints_of(arguments.judge_endpoint), judge_key
+            )
+            settings = ServerSettings(api_key_variable=variable)
+            toxicity.append(ModerationEndpoint(url, arguments.toxicity_endpoint_model, settings=settings))
     perplexity: list = []
     if arguments.perplexity_model:
         from megatron_native.alignment.perplexity import Perplexity
@@ -141,13 +159,13 @@ def _models(arguments: argparse.Namespace, stack: ExitStack) -> Models:
     if arguments.judge_endpoint:
         from megatron_native.alignment.backends.answer_journal import AnswerJournal
         from megatron_native.alignment.backends.budget import Budget
-        from megatron_native.alignment.backends.choice import endpoints_of
         from megatron_native.alignment.backends.openai_server import OpenAIBackend
 
         path = arguments.judge_journal or arguments.output.with_suffix(".judge.jsonl")
         journal = stack.enter_context(AnswerJournal(path))
         judge = OpenAIBackend(
             endpoints_of(arguments.judge_endpoint), arguments.judge_model,
+            settings=ServerSettings(api_key_variable=judge_key),
             budget=Budget(max_tokens=arguments.judge_max_tokens), journal=journal,
         )  # fmt: skip
         stack.callback(judge.close)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megatron_native.alignment.backends.budget import Budget
+
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+JUDGE_KEY_HELP = f"environment variable with its key ({KEY_VARIABLE}, where no other server has that key)"
 
 
 def add_server(group: Any, whose: str, settings_help: str, seed: str = "--seed") -> None:
@@ -40,9 +44,10 @@ def add_budget(parser: argparse.ArgumentParser, title: str) -> None:
 
 
 def add_judge(group: Any) -> None:
-    """`--judge-endpoint` and `--judge-model`: the gate that asks a model."""
+    """`--judge-endpoint`, `--judge-model` and the judge's key: the gate that asks a model."""
     group.add_argument("--judge-endpoint", metavar="URL", help="server of a model that judges every pair (gate judge)")
     group.add_argument("--judge-model", metavar="NAME", help="its name there")
+    group.add_argument("--judge-key-variable", metavar="NAME", help=JUDGE_KEY_HELP)
 
 
 def budget_of(arguments: argparse.Namespace) -> Budget:
@@ -62,12 +67,55 @@ def judge_of(arguments: argparse.Namespace) -> dict[str, Any]:
     from megatron_native.errors import UserError
 
     endpoint, model = arguments.judge_endpoint, arguments.judge_model
+    if arguments.judge_key_variable and not endpoint:
+        raise UserError(
+            "--judge-key-variable belongs to --judge-endpoint URL; in a file of gates it is judge.key_variable."
+        )
     if endpoint is None and model is None:
         return {}
     if not endpoint or not model:
         raise UserError("--judge-endpoint URL and --judge-model NAME belong together; give both.")
     (checked,) = checked_endpoints([endpoint])
-    return {"judge": {"enabled": True, "endpoint": checked, "model": model}}
+    variable = arguments.judge_key_variable
+    return {
+        "judge": {"enabled": True, "endpoint": checked, "model": model}
+        | ({"key_variable": variable} if variable else {})
+    }
+
+
+def key_variable_of(named: str | None, endpoint: str, others: Sequence[str], theirs: str = KEY_VARIABLE) -> str:
+    """The environment variable whose key an endpoint is sent; "" where it is sent none.
+
+    A key is meant for one server: it goes to a second one only where that is the same, or the user named the variable.
+
+    Args:
+        named: what the user named.
+        endpoint: URL of the server.
+        others: those of the servers that the command's key is for; none where the endpoint is the only one.
+        theirs: the variable of that key.
+    """
+    from megatron_native.alignment.backends.server_settings import is_one_of
+
+    if named:
+        return named
+    if not others:
+        return KEY_VARIABLE
+    return theirs if is_one_of(endpoint, others) else ""
+
+
+def with_judge_key(gates: Mapping[str, Any], arguments: argparse.Namespace) -> Mapping[str, Any]:
+    """Overrides of the gates with the name of the variable that holds the judge's key, where there is a judge."""
+    from megatron_native.alignment.backends.choice import endpoints_of, options_of
+
+    judge = gates.get("judge")
+    if not isinstance(judge, Mapping) or not judge.get("endpoint") or judge.get("key_variable"):
+        return gates
+    others: Sequence[str] = ()
+    theirs = KEY_VARIABLE
+    if getattr(arguments, "endpoint", None):
+        others = endpoints_of(arguments.endpoint)
+        theirs = str(options_of(arguments.option).get("api_key_variable", KEY_VARIABLE))
+    return {**gates, "judge": {**judge, "key_variable": key_variable_of(None, judge["endpoint"], others, theirs)}}
 
 
 def with_judge(gates: Mapping[str, Any] | None, arguments: argparse.Namespace) -> Mapping[str, Any] | None:
@@ -80,8 +128,9 @@ def with_judge(gates: Mapping[str, Any] | None, arguments: argparse.Namespace) -
 
     judge = judge_of(arguments)
     if not judge:
-        return gates
+        return None if gates is None else with_judge_key(gates, arguments)
     if gates is None:
         raise UserError("--judge-endpoint with --no-gates: the judge is one of the gates; leave one of them out.")
     own = gates.get("judge")
-    return {**gates, "judge": {**(own if isinstance(own, dict) else {}), **judge["judge"]}}
+    merged = {**gates, "judge": {**(own if isinstance(own, dict) else {}), **judge["judge"]}}
+    return with_judge_key(merged, arguments)

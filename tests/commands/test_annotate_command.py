@@ -208,6 +208,53 @@ def test_the_budget_is_kept_and_a_larger_one_goes_on(tmp_path: Path, server: Fau
     assert files(tmp_path / "seeds") == files(tmp_path / "whole")
 
 
+def test_a_run_that_goes_on_where_no_schema_is_known_asks_without_and_pays_nothing_twice(tmp_path: Path, run) -> None:
+    texts = write(tmp_path / "in")
+    paid = []
+    for kind, most in (("kept", "7000"), ("refused", "11000"), ("refused", "400000")):
+        with FaultyServer(structured=kind) as server:
+            done = run(words(tmp_path, server, "--max-tokens", most))
+        assert done.returncode == (0 if most == "400000" else 1), done.stderr
+        paid.append(sum(server.ledger.paid.values()))
+    assert all(paid) and sum(paid) == 30
+    seeds = seeds_of(tmp_path / "seeds")
+    assert {seed["id"]: seed["rewritten"] for seed in seeds} == {
+        seed["id"]: edited(texts[seed["id"]]) for seed in seeds
+    }
+    by_schema = [seed["metadata"]["annotation"]["structured"] for seed in seeds]
+    assert (by_schema.count(True), by_schema.count(False)) == (paid[0], paid[1] + paid[2])
+    assert manifest_of(tmp_path / "seeds")["annotation"]["structured"] is False
+
+
+def test_a_server_that_takes_nothing_ends_the_run_and_keeps_what_there_is(tmp_path: Path, run) -> None:
+    write(tmp_path / "in")
+    with FaultyServer() as server:
+        assert run(words(tmp_path, server, "--structured", "off", "--max-tokens", "6000")).returncode == 1
+    some = sum(server.ledger.paid.values())
+    assert 0 < some <= 10
+    with FaultyServer(schedule=lambda body, attempt: "400") as server:
+        done = run(words(tmp_path, server, "--structured", "off"))
+    assert done.returncode == 2
+    assert "maximum context length is 100 tokens" in done.stderr
+    assert f"{some} of 30 passages are answered, and kept" in done.stderr
+    assert not (tmp_path / "seeds" / "manifest.json").exists()
+    with FaultyServer() as server:
+        assert run(words(tmp_path, server, "--structured", "off")).returncode == 0
+    assert sum(server.ledger.paid.values()) == 30 - some
+    assert len(seeds_of(tmp_path / "seeds")) == 30
+
+
+def test_a_few_passages_that_no_server_takes_end_no_run(tmp_path: Path, run) -> None:
+    write(tmp_path / "in")
+    with FaultyServer(schedule=lambda body, attempt: "400" if "الفقرة 1" in str(body) else "") as server:
+        assert run(words(tmp_path, server, "--sample", "40")).returncode == 0
+    assert manifest_of(tmp_path / "seeds")["counts"]["quarantined"] == {"no answer": 11}  # 1 and 10 to 19
+    with FaultyServer(schedule=lambda body, attempt: "400") as server:
+        done = run(words(tmp_path, server, "--sample", "3", output="few"))
+    assert done.returncode == 2
+    assert "no passage is taken" in done.stderr
+
+
 def test_a_dry_run_asks_and_writes_nothing(tmp_path: Path, server: FaultyServer, run) -> None:
     texts = write(tmp_path / "in")
     prices = ("--price-input", "2", "--price-output", "8", "--json")

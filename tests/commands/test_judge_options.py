@@ -7,6 +7,7 @@ import pytest
 
 from megatron_native.alignment.rewriting.export import decisions_of
 from megatron_native.cli import main
+from megatron_native.commands.server_arguments import key_variable_of
 from tests.faulty_server import FaultyServer
 
 ORIGIN = "ذهب الولد الى المدرسة في الصباح الباكر مع أخته الصغيرة."
@@ -85,3 +86,45 @@ def test_half_a_judge_is_refused(
     words = ["gate", "--input", str(write_pairs(tmp_path)), "--output", str(tmp_path / "out"), "--workers", "1"]
     assert main([*words, *others]) == 2
     assert said in capfd.readouterr().err
+
+
+def rewrite_words(folder: Path, worker: FaultyServer, judge: FaultyServer, output: str) -> list[str]:
+    record = {"id": "0", "text": ORIGIN + " ,ثم عاد."}
+    (folder / "in.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [
+        "rewrite", "--input", str(folder / "in.jsonl"), "--output", str(folder / output), "--engine", "openai",
+        "--endpoint", worker.url, "--model", worker.model, "--no-rules", "--no-first-look", "--workers", "1",
+        "--judge-endpoint", judge.url, "--judge-model", "judge",
+    ]  # fmt: skip
+
+
+def test_the_key_of_the_worker_goes_to_no_other_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "worker-secret")
+    monkeypatch.setenv("JUDGE_KEY", "judge-secret")
+    with FaultyServer(api_key="worker-secret") as worker:
+        with FaultyServer(answer=verdict, model="judge", api_key="none") as judge:  # the placeholder
+            assert main(rewrite_words(tmp_path, worker, judge, "a")) == 0
+            assert sum(judge.ledger.paid.values()) == 1
+        with FaultyServer(answer=verdict, model="judge", api_key="judge-secret") as judge:
+            words = rewrite_words(tmp_path, worker, judge, "b")
+            assert main([*words, "--judge-key-variable", "JUDGE_KEY"]) == 0
+            assert sum(judge.ledger.paid.values()) == 1
+            capfd.readouterr()
+            assert main(rewrite_words(tmp_path, worker, judge, "c")) == 2
+            assert "name the variable that holds one" in capfd.readouterr().err
+    manifests = [(tmp_path / name / "manifest.json").read_text(encoding="utf-8") for name in ("a", "b")]
+    assert all("JUDGE_KEY" not in text and "secret" not in text for text in manifests)
+
+
+def test_the_only_server_gets_the_key_unless_another_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
+    with FaultyServer(answer=verdict, model="judge", api_key="secret-1") as server:
+        words = ["gate", "--input", str(write_pairs(tmp_path)), "--output", str(tmp_path / "out"), "--workers", "1"]
+        assert main([*words, "--judge-endpoint", server.url, "--judge-model", "judge"]) == 0
+    assert key_variable_of(None, "http://a:1/v1", []) == "OPENAI_API_KEY"
+    assert key_variable_of(None, "http://a:1/other", ["http://b:1/v1", "http://A:1"], "EXPERT") == "EXPERT"
+    for other in ("http://a:2/v1", "https://a:1/v1", "http://b:1/v1"):
+        assert key_variable_of(None, "http://a:1/v1", [other]) == ""
+        assert key_variable_of("MINE", "http://a:1/v1", [other]) == "MINE"

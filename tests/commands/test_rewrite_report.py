@@ -7,6 +7,7 @@ import pytest
 from megatron_native.alignment.report.embedding import read_back
 from megatron_native.cli import run_command
 from tests.alignment.analyses.pairs import CLEAN, WORN, rewriting
+from tests.alignment.analyses.test_toxicity import Moderation, moderation  # noqa: F401 - a fixture
 from tests.faulty_server import FaultyServer
 
 GRADES = '{"format": 9, "accuracy": 10, "moderation": 10, "advertisement": 8, "detail": 7}'
@@ -54,6 +55,44 @@ def test_pairs_under_other_keys_graded_by_a_judge_and_paid_once(work, tmp_path):
     assert [grade["mean"]["value"] for grade in figures["grades"]["grades"]] == [9, 10, 10, 8, 7]
     _, rows = read_back(output.read_text(encoding="utf-8"))
     assert [row[5] for row in rows] == [[9, 10, 10, 8, 7]]
+
+
+def test_pairs_of_two_inputs_with_the_same_id_have_grades_of_their_own(work, tmp_path):
+    inputs = []
+    for name, text in (("a", CLEAN), ("b", "شعر قديم.")):
+        inputs.append(tmp_path / f"{name}.jsonl")
+        record = {"id": 1, "origin": f"{text} .", "rewritten": text}
+        inputs[-1].write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def answer(messages):
+        return GRADES.replace("9", "3") if "شعر" in messages[-1]["content"] else GRADES
+
+    output = tmp_path / "report.html"
+    with FaultyServer(answer=answer) as server:
+        words = ("--judge-endpoint", server.url, "--judge-model", "editor", "--no-lexicon", "--no-gates")
+        assert run("--input", *inputs, "--output", output, *words) == 0
+    _, rows = read_back(output.read_text(encoding="utf-8"))
+    assert [(row[0], row[5][0]) for row in rows] == [("1", 9), ("1", 3)]
+
+
+def test_the_judges_key_goes_to_no_other_server(work, tmp_path, monkeypatch, moderation):  # noqa: F811
+    monkeypatch.setenv("OPENAI_API_KEY", "judge-secret")
+    monkeypatch.setenv("MODERATION_KEY", "moderation-secret")
+    words = ["--input", work / "rewritten", "--output", tmp_path / "r.html", "--toxicity-endpoint", moderation]
+    with FaultyServer(answer=lambda messages: GRADES, api_key="judge-secret") as server:
+        judge = ["--judge-endpoint", server.url, "--judge-model", "editor"]
+        for more, key in (
+            (judge, "none"), ([], "judge-secret"), ([*judge, "--toxicity-endpoint-key-variable", "MODERATION_KEY"],
+            "moderation-secret"),
+        ):  # fmt: skip
+            Moderation.keys.clear()
+            assert run(*words, "--no-lexicon", *more) == 0
+            assert Moderation.keys == {f"Bearer {key}"}
+    with FaultyServer(answer=lambda messages: GRADES, api_key="moderation-secret") as server:
+        judge = ["--judge-endpoint", server.url, "--judge-model", "editor", "--judge-key-variable", "MODERATION_KEY"]
+        journal = ["--judge-journal", tmp_path / "other.jsonl"]
+        assert run("--input", work / "rewritten", "--output", tmp_path / "r.html", *judge, *journal) == 0
+        assert sum(server.ledger.paid.values()) == 3
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,12 @@ class GateCounts:
     Attributes:
         states: pairs by what became of them.
         kinds: refused or quarantined pairs by what their reasons begin with (a gate, or other words); one can have many.
+        with_verdict: pairs that gates judged, or that have a reason.
     """
 
     states: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
+    with_verdict: int = 0
     judged: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     alone: Counter[str] = field(default_factory=Counter)
@@ -48,6 +50,7 @@ class GateCounts:
         """Count one more."""
         self.states[pair.state] += 1
         self.kinds.update(pair.reason_kinds)
+        self.with_verdict += bool(pair.gates or pair.reasons)
         self.judged.update(pair.gates.keys())
         refused = pair.refused_by
         self.refused.update(refused)

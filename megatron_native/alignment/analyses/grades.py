@@ -80,7 +80,7 @@ class Grades:
         asked: pairs that an answer came for; graded, unparsed (an answer without five grades), failed (no answer).
         grades: one a dimension; none where nothing was graded.
         stopped: why not all were asked (the budget), or "".
-        by_pair: pair's id → its five grades in the order of `DIMENSIONS`.
+        by_pair: pair's place → its five grades in the order of `DIMENSIONS`. Ids can be the same in two inputs.
     """
 
     judge: dict[str, Any]
@@ -90,7 +90,7 @@ class Grades:
     failed: int
     grades: list[Grade] = field(default_factory=list)
     stopped: str = ""
-    by_pair: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    by_pair: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def grade_pairs(
@@ -98,8 +98,16 @@ def grade_pairs(
     backend: Backend,
     seed: int = 0,
     on_answer: Callable[[int], None] = lambda answers: None,
+    places: Sequence[int] | None = None,
 ) -> Grades:
     """Ask for the grades of every pair, until the budget is spent.
+
+    Args:
+        pairs: what is graded.
+        backend: who is asked.
+        seed: of the intervals.
+        on_answer: hears of each answer.
+        places: of the pairs in the stream that they are from; None: 0, 1, ….
 
     Raises:
         BackendDownError: no server answers; paid answers are in the backend's journal.
@@ -129,7 +137,7 @@ def grade_pairs(
         for name, column in zip(DIMENSIONS, table.T)
         if len(table)
     ]
-    by_pair = {pairs[place].id: grades for place, grades in sorted(found.items())}
+    by_pair = {place if places is None else places[place]: grades for place, grades in sorted(found.items())}
     return Grades(backend.identity(), asked, len(found), unparsed, failed, grades_of, stopped, by_pair)
 
 

@@ -88,6 +88,10 @@ class Sample:
         """What was kept, in the order of the stream."""
         return [pair for _, _, pair in sorted(self._kept, key=lambda entry: -entry[1])]
 
+    def places(self) -> list[int]:
+        """Where `pairs` stood in the stream."""
+        return sorted(-place for _, place, _ in self._kept)
+
 
 def read_pairs(
     inputs: Sequence[str], settings: PairSettings, on_refused: Callable[[str], None] = lambda reason: None
@@ -162,17 +166,28 @@ def _of_files(
             if isinstance(found, Refusal):
                 on_refused(found.reason)
                 continue
-            count += 1
             origin, rewritten, fields = found
+            verdict = _verdict(fields.get("gates"))
+            if verdict is None:
+                on_refused("gates without scores")
+                continue
+            count += 1
             name, file = fields.get("id"), Path(record.source).name
             yield _of_fields(
-                str(name) if isinstance(name, str | int) else f"{file} {count}", origin, rewritten, fields,
+                str(name) if isinstance(name, str | int) else f"{file} {count}", origin, rewritten, *verdict,
                 _source(fields | {"from": fields.get("from") or {"file": file}}),
             )  # fmt: skip
 
 
-def _of_fields(name: str, origin: str, rewritten: str, fields: dict[str, Any], source: str) -> RewritePair:
-    verdict = fields.get("gates")
+def _verdict(verdict: Any) -> tuple[dict[str, tuple[float, bool]], tuple[str, ...]] | None:
+    """Scores and reasons of a record's field `gates`; None where scores are no numbers."""
+    try:
+        return _scores_and_reasons(verdict)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _scores_and_reasons(verdict: Any) -> tuple[dict[str, tuple[float, bool]], tuple[str, ...]]:
     gates: dict[str, tuple[float, bool]] = {}
     reasons: tuple[str, ...] = ()
     if isinstance(verdict, dict) and isinstance(verdict.get("scores"), dict):  # as `gate` writes it
@@ -183,6 +198,12 @@ def _of_fields(name: str, origin: str, rewritten: str, fields: dict[str, Any], s
         with_both = {gate: value for gate, value in verdict.items() if isinstance(value, list) and len(value) == 2}
         gates = {gate: (float(score), bool(passed)) for gate, (score, passed) in with_both.items()}
         reasons = tuple(f"{gate}: refused" for gate, (_, passed) in gates.items() if not passed)
+    return gates, reasons
+
+
+def _of_fields(
+    name: str, origin: str, rewritten: str, gates: dict[str, tuple[float, bool]], reasons: tuple[str, ...], source: str
+) -> RewritePair:
     state = REFUSED if reasons else UNCHANGED if origin == rewritten else REWRITTEN
     return RewritePair(name, origin, rewritten, state, source, reasons, gates)
 

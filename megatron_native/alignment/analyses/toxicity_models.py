@@ -115,6 +115,7 @@ class ModerationEndpoint:
         from openai import OpenAI
 
         (self._url,) = checked_endpoints([endpoint])
+        self._key_variable = settings.api_key_variable or "none was named for it"
         self.model, self.categories = model, tuple(categories)
         self._client = OpenAI(
             base_url=self._url, api_key=settings.api_key(), timeout=settings.request_seconds,
@@ -154,7 +155,7 @@ class ModerationEndpoint:
             said = f"HTTP {status}" if status else type(error).__name__
             raise UserError(
                 f"the moderation endpoint {self._url} gave no scores ({said}); it must answer POST /moderations, and the "
-                "key must be in the environment (OPENAI_API_KEY)."
+                f"key must be in the environment ({self._key_variable})."
             ) from None
         if len(found) != len(texts):
             raise UserError(f"the moderation endpoint {self._url} answered {len(found)} of {len(texts)} texts.")

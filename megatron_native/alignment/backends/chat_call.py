@@ -154,6 +154,10 @@ class ChatClient:
         message = f"HTTP {status}: {self._clean(str(details.get('message') or error.message))}"
         variable = self._settings.api_key_variable
         if status in (401, 403):  # what the server says may hold the key, whole or in part
+            if not variable:
+                return Outcome(
+                    "fatal", error=f"HTTP {status}: it wants a key; name the variable that holds one for it."
+                )
             return Outcome("fatal", error=f"HTTP {status}: the key is not accepted; put a valid one into {variable}.")
         if status == 402 or code == "insufficient_quota":
             return Outcome("fatal", error=f"{message}; the account has no quota left.")

@@ -31,7 +31,7 @@ class ServerSettings:
         failures_to_put_aside: failures of an endpoint in a row after which it gets no requests until it answers a probe.
         give_up_seconds: when no endpoint has answered for this long, the backend is down.
         probe_seconds: a probe (GET /models) at most.
-        api_key_variable: the environment variable that holds the key; servers that want none get a placeholder.
+        api_key_variable: the environment variable that holds the key; where it is not set, or "", a placeholder is sent.
         max_tokens_name: what the server calls the limit of an answer (hosted reasoning models: max_completion_tokens).
         extra: further fields of every request, such as {"chat_template_kwargs": {"enable_thinking": False}}.
         accelerators: GPUs behind all endpoints together; 0 where they are somebody else's.
@@ -77,6 +77,14 @@ class ServerSettings:
     def api_key(self) -> str:
         """The key from the environment, or a placeholder."""
         return os.environ.get(self.api_key_variable, "").strip() or "none"
+
+
+def is_one_of(endpoint: str, others: Sequence[str]) -> bool:
+    """Whether an endpoint is at the same server as another: scheme, host and port; the path may be another."""
+    servers = [
+        urlsplit(url)[:2] for url in checked_endpoints([endpoint]) + (checked_endpoints(others) if others else [])
+    ]
+    return servers[0] in servers[1:]
 
 
 def checked_endpoints(endpoints: Sequence[str]) -> list[str]:

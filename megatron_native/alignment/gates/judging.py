@@ -77,10 +77,10 @@ class Gates:
     def parameters(self) -> dict[str, Any]:
         """What decides verdicts, for manifests and lineage: every setting of the gates that are on, the lexicons' hash.
 
-        Where the judge is served is none of it: the same model may be elsewhere tomorrow.
+        Where the judge is served, and where its key is, is none of it: the same model may be elsewhere tomorrow.
         """
         decisive = {
-            name: {key: value for key, value in self._settings[name].items() if key != "endpoint"}
+            name: {key: value for key, value in self._settings[name].items() if key not in ("endpoint", "key_variable")}
             for name in self.names
         }
         return {"gates": decisive, "lexicons": lexicons_hash()}

@@ -97,6 +97,7 @@ class Judge:
                 "judge.model), or build_gates(settings, backend=…)."
             )
         self._max_tokens = int(settings["max_tokens"])
+        self._key_variable = settings.get("key_variable") or ""  # none: no key is sent
 
     def judge(self, pair: Pair) -> Judgement:
         """One request a pair.
@@ -122,8 +123,10 @@ class Judge:
         """The backend, made when the first pair comes."""
         if self._backend is None:
             from megatron_native.alignment.backends.openai_server import OpenAIBackend
+            from megatron_native.alignment.backends.server_settings import ServerSettings
 
-            self._backend = OpenAIBackend([str(self._endpoint)], str(self._model))
+            settings = ServerSettings(api_key_variable=self._key_variable)
+            self._backend = OpenAIBackend([str(self._endpoint)], str(self._model), settings=settings)
         return self._backend
 
 

@@ -24,18 +24,18 @@ _CHUNK_ID = re.compile(r'<script type="application/json" id="chunk-\d+">"([A-Za-
 _INDEX_ID = re.compile(r'<script type="application/json" id="index">"([A-Za-z0-9+/=]*)"</script>')
 
 
-def embedded(pairs: Sequence[RewritePair], grades: Mapping[str, Sequence[int]]) -> list[Html]:
+def embedded(pairs: Sequence[RewritePair], grades: Mapping[int, Sequence[int]]) -> list[Html]:
     """The script elements: the index, then the chunks.
 
     Args:
         pairs: in the order of the page.
-        grades: pair's id → grades, of those that were graded.
+        grades: place in `pairs` → grades, of those that were graded.
     """
     gates = list(dict.fromkeys(name for pair in pairs for name in pair.gates))
     index = _index(pairs, gates)
     elements = [_element("index", index)]
     for number, start in enumerate(range(0, len(pairs), CHUNK)):
-        rows = [_row(pair, gates, grades) for pair in pairs[start : start + CHUNK]]
+        rows = [_row(pair, gates, grades.get(place)) for place, pair in enumerate(pairs[start : start + CHUNK], start)]
         elements.append(_element(f"chunk-{number}", rows))
     return elements
 
@@ -55,13 +55,13 @@ def _index(pairs: Sequence[RewritePair], gates: Sequence[str]) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _row(pair: RewritePair, gates: Sequence[str], grades: Mapping[str, Sequence[int]]) -> list[Any]:
+def _row(pair: RewritePair, gates: Sequence[str], grades: Sequence[int] | None) -> list[Any]:
     """[id, origin, rewrite (0: as the origin, null: none), reasons, scores by gate (null: not judged), grades]."""
     rewritten: Any = 0 if pair.rewritten == pair.origin else pair.rewritten
     scores = [
         None if name not in pair.gates else [round(pair.gates[name][0], 4), int(pair.gates[name][1])] for name in gates
     ]
-    return [pair.id, pair.origin, rewritten, pair.reasons, scores, grades.get(pair.id)]
+    return [pair.id, pair.origin, rewritten, pair.reasons, scores, grades]
 
 
 def _element(name: str, content: Any) -> Html:

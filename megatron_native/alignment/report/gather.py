@@ -86,10 +86,11 @@ class RewriteReport:
     Attributes:
         total: pairs there are; accepted: those whose rewrite is in the output.
         passed_over: records that are no pairs, by reason.
-        states, kinds: pairs by state, and by what their reasons begin with.
+        states, kinds: pairs by state, and by what their reasons begin with; with_verdict: pairs that gates judged or that
+            have a reason, of which `kinds` are.
         measured: accepted pairs that figures are of; judged_here: pairs on the page that the gates were asked about now.
         seed: of the samples.
-        pairs: those on the page.
+        pairs: those on the page; places: theirs in the stream of all pairs.
     """
 
     inputs: list[Input]
@@ -98,6 +99,7 @@ class RewriteReport:
     passed_over: dict[str, int]
     states: dict[str, int]
     kinds: dict[str, int]
+    with_verdict: int
     gates: list[GateShare]
     measured: int
     judged_here: int
@@ -108,10 +110,13 @@ class RewriteReport:
     fluency: list[FluencyChange]
     grades: Grades | None
     pairs: list[RewritePair]
+    places: list[int]
 
     def as_json(self) -> dict[str, Any]:
         """The figures, without the pairs' texts."""
-        found = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "pairs"}
+        found = {
+            one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name not in ("pairs", "places")
+        }
         return {"format": FORMAT, "shown": len(self.pairs), **found}
 
 
@@ -148,11 +153,11 @@ def gather(inputs: Sequence[str], settings: RewriteReportSettings, models: Model
     accepted = measured.pairs()
     return RewriteReport(
         [_input(name) for name in inputs], total, measured.seen, dict(passed_over.most_common()),
-        dict(counts.states.most_common()), dict(counts.kinds.most_common()), counts.gates(pairs), len(accepted),
-        judged_here, settings.seed,
+        dict(counts.states.most_common()), dict(counts.kinds.most_common()), counts.with_verdict,
+        counts.gates(pairs), len(accepted), judged_here, settings.seed,
         _lengths(accepted, settings.seed), vocabulary_shift(accepted) if accepted else None,
         _toxicity(accepted, models, settings.seed), _fluency(accepted, models, settings.seed),
-        _grades(graded.pairs(), models, settings.seed), pairs,
+        _grades(graded, models, settings.seed), pairs, shown.places(),
     )  # fmt: skip
 
 
@@ -218,12 +223,13 @@ def _fluency(pairs: Sequence[RewritePair], models: Models, seed: int) -> list[Fl
     return found
 
 
-def _grades(pairs: Sequence[RewritePair], models: Models, seed: int) -> Grades | None:
+def _grades(sample: Sample, models: Models, seed: int) -> Grades | None:
+    pairs = sample.pairs()
     if models.judge is None or not pairs:
         return None
     with progress("rewrite-report: grades", len(pairs), "pairs") as bar:
         try:
-            return grade_pairs(pairs, models.judge, seed, bar.advance)
+            return grade_pairs(pairs, models.judge, seed, bar.advance, sample.places())
         except BackendDownError as error:
             raise UserError(f"the judge: {error}; what it answered is in the journal.") from None
 

@@ -31,7 +31,9 @@ _ALIKE = (("أ", "ا", ", "), ("ى", "ي", ", "), ("ة", "ه", ". "))
 def page(report: RewriteReport) -> str:
     """The whole HTML document."""
     names = short_names([one.name for one in report.inputs])
-    scripts = embedded(report.pairs, report.grades.by_pair if report.grades else {})
+    by_place = report.grades.by_pair if report.grades else {}
+    graded = {row: by_place[place] for row, place in enumerate(report.places) if place in by_place}
+    scripts = embedded(report.pairs, graded)
     sections = [
         ("outcomes", "Outcomes", outcomes_section(report, names)),
         ("gates", "Gates", gates_section(report)),

@@ -78,10 +78,15 @@ def gates_section(report: RewriteReport) -> Html:
     content: list[Child] = []
     if report.kinds:
         drawn = [
-            Bar(kind, count, shares_of(count, report.total), "quarantined") for kind, count in report.kinds.items()
+            Bar(kind, count, shares_of(count, report.with_verdict), "quarantined")
+            for kind, count in report.kinds.items()
         ]
         content.append(
-            tag("figure", tag("figcaption", "Pairs by reason; one can have several"), bars("Reasons", drawn[:24]))
+            tag(
+                "figure",
+                tag("figcaption", "Pairs by reason, of those with a verdict; one can have several"),
+                bars("Reasons", drawn[:24]),
+            )
         )
     if report.judged_here:
         content.append(

@@ -60,7 +60,7 @@ def object_in(answer: str) -> str | None:
     while place >= 0:
         try:
             found, _ = decoder.raw_decode(answer, place)
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or nested without end
             found = None
         if isinstance(found, dict) and isinstance(found.get(KEY), str):
             return str(found[KEY])
@@ -72,9 +72,18 @@ def is_structured(answer: str) -> bool:
     """Whether an answer is an object of the schema and nothing else, as a server that knows schemas gives it."""
     try:
         found = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and set(found) == {KEY} and isinstance(found[KEY], str)
+
+
+def _is_text(found: str) -> bool:
+    """Whether it can be UTF-8; one of the two escapes that a character beyond U+FFFF is written with can't."""
+    try:
+        found.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def passage_in(answer: str, origin: str, structured: bool) -> str | None:
@@ -82,7 +91,7 @@ def passage_in(answer: str, origin: str, structured: bool) -> str | None:
 
     Thoughts before the answer go, and a fence around all of it where the passage itself has none. An object of the
     schema is taken for what it holds also where none was asked for; an answer without one is the passage itself, unless
-    it is a broken object.
+    it is a broken object, another object where one was asked for, or a thought that has no end.
 
     Args:
         answer: what the expert wrote.
@@ -92,12 +101,14 @@ def passage_in(answer: str, origin: str, structured: bool) -> str | None:
     text = answer
     if "<think>" not in origin and (thought := _THOUGHT.match(text)):
         text = text[thought.end() :]
+    if "<think>" not in origin and text.lstrip().startswith("<think>"):
+        return None
     if "```" not in origin and (fenced := _FENCED.fullmatch(text)):
         text = fenced[1]
     if structured or text.lstrip().startswith("{") or f'"{KEY}"' not in origin:
         found = object_in(text)
         if found is not None:
-            return found
-    if text.lstrip().startswith("{") and f'"{KEY}"' in text and not origin.lstrip().startswith("{"):
+            return found if _is_text(found) else None
+    if text.lstrip().startswith("{") and not origin.lstrip().startswith("{") and (structured or f'"{KEY}"' in text):
         return None
     return text if text.strip() else None

@@ -1,8 +1,9 @@
 """Every chosen passage asked, until each has an answer or can't have one; answers are in a journal before they are used.
 
 Whether the server offers structured output is found out with the first passages and kept, so that a run that goes on asks
-in the same way. A question whose answer was cut off is asked again with twice the room, one whose answer can't be read
-with words that say so: either is another request, which the journal does not answer.
+in the same way. Where it goes on at a server that refuses the schema, the rest is asked without, and what was answered by
+the schema stays an answer. A question whose answer was cut off is asked again with twice the room, one whose answer can't
+be read with words that say so: either is another request, which the journal does not answer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import msgspec
 
 from megatron_native.alignment.backends.answer_journal import AnswerJournal, PaidAnswer, request_hash
-from megatron_native.alignment.backends.backend import Answer, BackendDownError, Request
+from megatron_native.alignment.backends.backend import BackendDownError, Request
 from megatron_native.alignment.backends.budget import Budget, BudgetSpentError
 from megatron_native.alignment.backends.openai_server import OpenAIBackend
 from megatron_native.alignment.backends.server_settings import ServerSettings
@@ -31,6 +32,10 @@ from megatron_native.progress import Progress
 
 _PROBES = 3
 """Passages that may be asked to find out whether the server offers structured output."""
+_REJECTED_IN_A_ROW = 20
+"""Passages next to each other in the sample; when none of so many gets any answer, the question is at fault, not they."""
+_STRUCTURED = "structured.json"
+_NEVER_SENT = "the text can't be sent"
 _ABOUT_THE_SCHEMA = ("response_format", "json_schema", "schema", "structured")
 
 
@@ -76,6 +81,7 @@ class Answered(msgspec.Struct, omit_defaults=True):
         error: why there is none.
         paid: whether a server answered at all.
         tries: how often it was asked.
+        structured: whether the last answer was asked for by the schema.
         prompt_tokens, output_tokens: of all tries, as the server counted them; None where it did not for one of them.
         served: model and fingerprint that the server named with the last answer.
     """
@@ -87,6 +93,7 @@ class Answered(msgspec.Struct, omit_defaults=True):
     error: str = ""
     paid: bool = True
     tries: int = 1
+    structured: bool = False
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     served: tuple[str, str] = ("", "")
@@ -101,6 +108,8 @@ class _Asked:
         unread, cut: answers so far that could not be read, or were cut off.
         failed: requests without any answer.
         error: of the last of those.
+        structured: whether the last answer was asked for by the schema.
+        over: whether it is not asked again.
     """
 
     digests: list[str] = field(default_factory=list)
@@ -108,11 +117,17 @@ class _Asked:
     cut: int = 0
     failed: int = 0
     error: str = ""
+    structured: bool = False
     over: bool = False
 
     @property
     def tries(self) -> int:
         return len(self.digests) + self.failed
+
+    @property
+    def rejected(self) -> bool:
+        """Whether servers were asked and none gave it an answer."""
+        return self.over and not self.digests and not self.error.startswith(_NEVER_SENT)
 
 
 class Asking:
@@ -141,27 +156,58 @@ class Asking:
         self._asked = [_Asked() for _ in chosen]
         self._again: deque[int] = deque()
         self.structured = False
+        self._schema_given_up = False  # by this run or one before it, after answers by the schema
+        self._rejected = ""  # what the server said, where it takes no passage
 
     def ask(self, journal: AnswerJournal) -> bool:
         """Ask every passage; whether all are through (False: `stopping` asked to leave).
 
         Raises:
             RunStoppedError: the budget has no room for another request.
-            UserError: the server can't be used, or no endpoint answers.
+            UserError: the server can't be used or rejects all it is asked, or no endpoint answers.
         """
         try:
             self.structured = self._finds_structure(journal)
-            with self._backend(journal, self.structured) as backend:
-                while True:
-                    for answer in backend.answers(self._requests()):
-                        self._take(int(answer.key), answer, journal)
-                    if not self._again or self._stopping():
-                        break
+            self._ask_in_one_form(journal)
+            if self.structured and self._schema_given_up:
+                self._go_on_without_schema()
+                self._ask_in_one_form(journal)
         except BudgetSpentError as error:
             raise RunStoppedError(f"{error} {self._standing()}") from None
         except BackendDownError as error:
             raise UserError(f"{error} {self._standing()} Mend that and run the same command again.") from None
+        if self._rejected:
+            raise UserError(
+                f"no passage is taken any more: {self._rejected} {self._standing()} Mend what is asked (--option, --model, "
+                "--structured, the server) and run the same command again."
+            )
         return all(one.over for one in self._asked)
+
+    def _ask_in_one_form(self, journal: AnswerJournal) -> None:
+        """Ask until all are through, or a reason to leave turns up; what is in flight then is answered."""
+        with self._backend(journal, self.structured) as backend:
+            while True:
+                try:
+                    for answer in backend.answers(self._requests(journal)):
+                        self._take(int(answer.key), answer.error, self.structured, journal)
+                except UserError as error:
+                    if not self._speaks_of_schema(str(error)):
+                        raise
+                    self._schema_given_up = True
+                if not self._again or self._leaving():
+                    break
+
+    def _go_on_without_schema(self) -> None:
+        write_json(self._work / _STRUCTURED, {"structured": False, "given_up": True})
+        self.structured = False
+        self._again = deque(place for place, one in enumerate(self._asked) if one.tries and not one.over)
+
+    def _leaving(self) -> bool:
+        return self._stopping() or bool(self._rejected) or (self.structured and self._schema_given_up)
+
+    def _speaks_of_schema(self, error: str) -> bool:
+        """Whether the schema, which was found to be known, is what a server refuses."""
+        return self.structured and self._settings.structured == "auto" and _names_the_schema(error)
 
     def answered(self, journal: AnswerJournal) -> Iterator[Answered]:
         """What came of every passage, in the sample's order; after `ask`."""
@@ -188,7 +234,7 @@ class Asking:
         return prompt, cached, output, assumed_prompt, assumed_output
 
     def _standing(self) -> str:
-        through = sum(one.over for one in self._asked)
+        through = sum(one.over and bool(one.digests) for one in self._asked)
         return f"{through:,} of {len(self._asked):,} passages are answered, and kept."
 
     @contextmanager
@@ -203,16 +249,25 @@ class Asking:
         finally:
             backend.close()
 
-    def _requests(self) -> Iterator[Request]:
+    def _requests(self, journal: AnswerJournal) -> Iterator[Request]:
         for place in range(len(self._chosen)):
-            while self._again and not self._stopping():
-                yield self._request(self._again.popleft(), self.structured)
-            if self._stopping():
+            yield from self._requests_again(journal)
+            if self._leaving():
                 return
             if not self._asked[place].tries:
-                yield self._request(place, self.structured)
-        while self._again and not self._stopping():
-            yield self._request(self._again.popleft(), self.structured)
+                yield from self._asked_for(place, journal)
+        yield from self._requests_again(journal)
+
+    def _requests_again(self, journal: AnswerJournal) -> Iterator[Request]:
+        while self._again and not self._leaving():
+            yield from self._asked_for(self._again.popleft(), journal)
+
+    def _asked_for(self, place: int, journal: AnswerJournal) -> Iterator[Request]:
+        """A passage's request; none where the journal has its answer by a schema that was given up since."""
+        if self._schema_given_up and journal.find(self._digest(place, True)) is not None:
+            self._take(place, "", True, journal)
+        else:
+            yield self._request(place, self.structured)
 
     def _request(self, place: int, structured: bool) -> Request:
         passage, asked, asking = self._chosen[place].candidate, self._asked[place], self._settings.asking
@@ -228,18 +283,29 @@ class Asking:
             self._settings.model, self._settings.asking.sampling, self._request(place, structured), extra
         )
 
-    def _take(self, place: int, answer: Answer, journal: AnswerJournal) -> None:
+    def _take(self, place: int, error: str, structured: bool, journal: AnswerJournal) -> None:
+        """What came of a passage's request.
+
+        Args:
+            place: of the passage.
+            error: why there is no answer, where the journal has none.
+            structured: the form of the request.
+            journal: where its answer is.
+        """
         asked = self._asked[place]
-        digest = self._digest(place, self.structured)
+        digest = self._digest(place, structured)
         paid = journal.find(digest)
         again = False
+        if paid is None and _is_hopeless(error) and self._speaks_of_schema(error):
+            self._schema_given_up = True  # and the passage has not been asked
+            return
         if paid is None:
             asked.failed += 1
-            asked.error = answer.error or "no answer"
+            asked.error = error or "no answer"
             again = not _is_hopeless(asked.error)
         else:
             asked.digests.append(digest)
-            asked.error = paid.error
+            asked.error, asked.structured = paid.error, structured
             if paid.finish == "length":
                 asked.cut += 1
                 again = True
@@ -248,23 +314,38 @@ class Asking:
                 again = True
         if again and asked.tries < self._settings.tries:
             self._again.append(place)
-        else:
-            asked.over = True
-            self._bar.advance(1)
+            return
+        asked.over = True
+        self._bar.advance(1)
+        if asked.rejected and self._rejected_around(place) >= min(_REJECTED_IN_A_ROW, len(self._asked)):
+            self._rejected = asked.error
+
+    def _rejected_around(self, place: int) -> int:
+        """Rejected passages in a row, this one among them.
+
+        The row is the sample's, so that a run that has nothing left but the few that no server takes can end.
+        """
+        count = 1
+        for neighbours in (range(place + 1, len(self._asked)), range(place - 1, -1, -1)):
+            for other in neighbours:
+                if count == _REJECTED_IN_A_ROW or not self._asked[other].rejected:
+                    break
+                count += 1
+        return count
 
     def _read(self, place: int, paid: PaidAnswer) -> str | None:
-        return passage_in(paid.text or "", self._chosen[place].candidate.text, self.structured)
+        return passage_in(paid.text or "", self._chosen[place].candidate.text, self._asked[place].structured)
 
     def _answered(self, chosen: Chosen, asked: _Asked, journal: AnswerJournal) -> Answered:
         if not asked.digests:
             return Answered(chosen, finish="error", error=asked.error, paid=False, tries=asked.tries)
         all_paid = [paid for digest in asked.digests if (paid := journal.find(digest)) is not None]
         last = all_paid[-1]
-        text = None if last.text is None else passage_in(last.text, chosen.candidate.text, self.structured)
+        text = None if last.text is None else passage_in(last.text, chosen.candidate.text, asked.structured)
         counted = all(paid.counted for paid in all_paid)
         error = last.error or ("" if text is not None or last.finish == "length" else "the answer can't be read")
         return Answered(
-            chosen, text, None if last.text == text else last.text, last.finish, error, True, asked.tries,
+            chosen, text, None if last.text == text else last.text, last.finish, error, True, asked.tries, asked.structured,
             sum(paid.prompt_tokens for paid in all_paid) if counted else None,
             sum(paid.output_tokens for paid in all_paid) if counted else None, last.served,
         )  # fmt: skip
@@ -273,10 +354,12 @@ class Asking:
         """Whether structured output is asked for, as the settings say, or as the server was found to do."""
         if self._settings.structured != "auto":
             return self._settings.structured == "on"
-        kept = self._work / "structured.json"
+        kept = self._work / _STRUCTURED
         if not kept.exists():
             write_json(kept, {"structured": self._server_keeps_to_schemas(journal)})
-        return bool(json.loads(kept.read_text(encoding="utf-8"))["structured"])
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        self._schema_given_up = bool(found.get("given_up"))
+        return bool(found["structured"])
 
     def _server_keeps_to_schemas(self, journal: AnswerJournal) -> bool:
         """Ask a first passage by the schema. What is answered well counts as the passage's answer, and is paid once."""
@@ -286,11 +369,11 @@ class Asking:
                 with self._backend(journal, True) as backend:
                     answer = next(iter(list(backend.answers([request]))), None)
             except UserError as error:
-                if any(word in str(error) for word in _ABOUT_THE_SCHEMA):
+                if _names_the_schema(str(error)):
                     return False
                 raise
             if answer is None or answer.text is None:
-                if answer is not None and any(word in answer.error for word in _ABOUT_THE_SCHEMA):
+                if answer is not None and _names_the_schema(answer.error):
                     return False
                 continue  # the passage may be at fault: too long, filtered
             if answer.finish == "stop":
@@ -300,4 +383,8 @@ class Asking:
 
 def _is_hopeless(error: str) -> bool:
     """Whether a request without an answer was refused for what it is, and not for want of luck."""
-    return error.startswith(("HTTP 400", "HTTP 413", "HTTP 422", "the text can't be sent"))
+    return error.startswith(("HTTP 400", "HTTP 413", "HTTP 422", _NEVER_SENT))
+
+
+def _names_the_schema(error: str) -> bool:
+    return any(word in error for word in _ABOUT_THE_SCHEMA)

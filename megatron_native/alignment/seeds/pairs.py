@@ -38,9 +38,7 @@ def answered_path(work: Path, name: str) -> Path:
     return work / ANSWERED / f"{name}.jsonl.zst"
 
 
-def judge_part(
-    name: str, on_read: OnRead, output: Path, work: Path, settings: AnnotateSettings, structured: bool
-) -> dict[str, Any]:
+def judge_part(name: str, on_read: OnRead, output: Path, work: Path, settings: AnnotateSettings) -> dict[str, Any]:
     """Write the pairs and the decisions of one part of the sample; `on_read` is of no use, since a part is a step.
 
     Returns:
@@ -64,7 +62,7 @@ def judge_part(
             states[outcome.state] += 1
             account.read += 1
             account.bytes_read += utf8_bytes(candidate.text)
-            lineage = lineage_of(answered, outcome, settings, structured)
+            lineage = lineage_of(answered, outcome, settings)
             if outcome.state in (REWRITTEN, UNCHANGED):
                 rewritten = candidate.text if outcome.text is None else outcome.text
                 account.kept += 1
@@ -96,9 +94,7 @@ def _outcome(passage: WaitingPassage, answered: Answered, gates: Any) -> Passage
     return outcome
 
 
-def lineage_of(
-    answered: Answered, outcome: PassageOutcome, settings: AnnotateSettings, structured: bool
-) -> dict[str, Any]:
+def lineage_of(answered: Answered, outcome: PassageOutcome, settings: AnnotateSettings) -> dict[str, Any]:
     """Where a pair comes from, why it was chosen, who wrote it, what it took, and what the gates said."""
     chosen: Chosen = answered.chosen
     candidate = chosen.candidate
@@ -115,7 +111,7 @@ def lineage_of(
         },
         "tokens": candidate.tokens, "selection": selection,
         "annotation": {
-            **settings.lineage, "structured": structured, "served_by": served, "tries": answered.tries,
+            **settings.lineage, "structured": answered.structured, "served_by": served, "tries": answered.tries,
             "usage": {"prompt_tokens": answered.prompt_tokens, "output_tokens": answered.output_tokens},
         },
         "gates": {gate: score for gate, (score, _) in outcome.gates.items()}, "state": outcome.state,

@@ -75,7 +75,7 @@ def annotate(
         selection = _select(run, folder, parts, settings)
         asked = _ask(folder, settings, expert)
         names = [f"part-{number:05d}" for number in range(asked["parts"])]
-        task = partial(judge_part, output=run.output, work=folder, settings=settings, structured=asked["structured"])
+        task = partial(judge_part, output=run.output, work=folder, settings=settings)
         results = run.do("parts", names, task, unit="parts")
         judged = sum(result["account"]["read"] for result in results)
         if judged != selection["figures"]["chosen"]:

@@ -76,7 +76,7 @@ def test_grades_of_a_server_that_fails_now_and_then(tmp_path):
         form = next(one for one in found.grades if one.dimension == "format")
         assert form.mean.value == pytest.approx((3 * 4 + 5 * 8) / 8)
         assert form.counts == [0, 0, 0, 3, 0, 0, 0, 5, 0, 0]
-        assert found.by_pair[pairs[0].id] == (4, 9, 10, 7, 6)
+        assert found.by_pair[0] == (4, 9, 10, 7, 6)
         paid = sum(server.ledger.paid.values())
         with AnswerJournal(tmp_path / "journal.jsonl") as journal:
             again = graded(server.url, pairs, journal=journal)

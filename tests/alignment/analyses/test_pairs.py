@@ -49,6 +49,19 @@ def test_files_of_pairs_and_what_gate_made_of_them(tmp_path):
     assert checked[0].gates["numbers"] == (0.0, True)
 
 
+@pytest.mark.parametrize(
+    "gates",
+    [{"scores": {"a": None}}, {"scores": {"a": "much"}}, {"scores": {"a": 1.0}, "refused": ["a"]}, {"a": [None, True]},
+     {"scores": {"a": [1.0]}}],
+)  # fmt: skip
+def test_a_pair_whose_gates_have_no_scores_is_passed_over(tmp_path, gates):
+    good = {"origin": WORN, "rewritten": CLEAN, "gates": {"scores": {"a": 1}, "refused": {"a": "short"}}}
+    source = write_pairs(tmp_path / "a.jsonl", [{"origin": WORN, "rewritten": CLEAN, "gates": gates}, good])
+    refused = []
+    (found,) = read_pairs([source], PairSettings(), refused.append)
+    assert (found.gates, found.reasons, refused) == ({"a": (1.0, False)}, ("a: short",), ["gates without scores"])
+
+
 def test_seeds_give_their_decisions_too(tmp_path):
     decided = [
         {"id": "d1#0", "origin": WORN, "rewritten": CLEAN, "state": "rewritten", "gates": {"length": [1.0, True]}},

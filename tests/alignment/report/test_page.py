@@ -14,6 +14,7 @@ from megatron_native.alignment.gates.pairs import PairSettings
 from megatron_native.alignment.report.embedding import CHUNK, embedded, read_back
 from megatron_native.alignment.report.gather import Models, RewriteReportSettings, gather
 from megatron_native.alignment.report.page import page
+from megatron_native.alignment.report.sections import gates_section
 from tests.alignment.analyses.pairs import pair, rewriting
 
 HOSTILE = (
@@ -107,7 +108,7 @@ def test_every_pair_can_be_read_back_with_what_filters_need():
              gates={"numbers": (float(n), n % 3 != 0), "length": (0.5, True)} if n % 2 else {})
         for n in range(2 * CHUNK + 17)
     ]  # fmt: skip
-    elements = embedded(pairs, {"d4": (1, 2, 3, 4, 5)})
+    elements = embedded(pairs, {4: (1, 2, 3, 4, 5), CHUNK + 4: (5, 4, 3, 2, 1)})
     assert len(elements) == 1 + 3
     index, rows = read_back("".join(elements))
     rows = list(rows)
@@ -117,7 +118,7 @@ def test_every_pair_can_be_read_back_with_what_filters_need():
         assert (row[0], row[1], text, tuple(row[3])) == (one.id, one.origin, one.rewritten, one.reasons)
         scores = {gate: (score[0], bool(score[1])) for gate, score in zip(index["gates"], row[4]) if score is not None}
         assert scores == dict(one.gates)
-        assert row[5] == ([1, 2, 3, 4, 5] if one.id == "d4" else None)
+        assert row[5] == {"d4": [1, 2, 3, 4, 5], f"d{CHUNK + 4}": [5, 4, 3, 2, 1]}.get(one.id)
         assert index["states"][index["state"][place]] == one.state
         assert [index["kinds"][kind] for kind in index["kind"][place]] == one.reason_kinds
         assert index["sources"][index["source"][place]] == one.source
@@ -158,8 +159,21 @@ def test_gates_are_asked_about_pairs_without_a_verdict(tmp_path):
     assert "No gate judged these pairs." in page(unasked)
 
 
+def test_shares_of_reasons_are_of_the_pairs_that_were_judged(tmp_path):
+    pairs = [{"origin": f"بلغ العدد 1{n} طالبًا.", "rewritten": f"بلغ العدد 9{n} طالبًا."} for n in range(4)]
+    report = gather([write_pairs(tmp_path / "a.jsonl", pairs)], RewriteReportSettings(max_pairs=1))
+    assert (report.total, report.judged_here, report.with_verdict, report.kinds) == (4, 1, 1, {"numbers": 1})
+    shown = str(gates_section(report))
+    assert "1 · 100" in shown and "1 · 25" not in shown
+
+
 def test_records_that_are_no_pairs_are_counted_and_said(tmp_path):
-    records = [{"origin": "نص", "rewritten": "نص."}, {"origin": "نص"}, {"rewritten": "نص"}, {"origin": 1, "rewritten": "نص"}]
+    records = [
+        {"origin": "نص", "rewritten": "نص."},
+        {"origin": "نص"},
+        {"rewritten": "نص"},
+        {"origin": 1, "rewritten": "نص"},
+    ]
     report = gather([write_pairs(tmp_path / "a.jsonl", records)], RewriteReportSettings())
     assert report.total == 1 and report.passed_over == {"no origin": 2, "no text key": 1}
     assert "2 records of the input are no pairs and were passed over: no origin" in page(report)

@@ -34,6 +34,32 @@ def test_what_cannot_be_read_is_none(answer: str) -> None:
     assert passage_in(answer, ORIGIN, True) is None
 
 
+@pytest.mark.parametrize("structured", [True, False])
+def test_half_an_emoji_is_no_text(structured: bool) -> None:
+    assert passage_in('{"rewritten": "ذهب \\ud83d"}', ORIGIN, structured) is None
+    assert passage_in('{"rewritten": "ذهب \\ud83d\\ude00"}', ORIGIN, structured) == "ذهب 😀"
+
+
+def test_an_answer_nested_without_end_is_none() -> None:
+    for deep in ('{"rewritten": ' * 1_500, '{"rewritten": ' + "[" * 100_000):
+        assert passage_in(deep, ORIGIN, True) is None
+        assert not is_structured(deep)
+    assert object_in("{" + "[" * 100_000 + OBJECT) == GOOD
+
+
+def test_another_object_than_the_one_asked_for_is_none() -> None:
+    for answer in ('{"answer": "ذهب الولد."}', '```json\n{"answer": "ذهب الولد."}\n```', '{"answer": "ذهب', "{}"):
+        assert passage_in(answer, ORIGIN, True) is None
+    assert passage_in("{عدد} من الطلاب.", "{عدد} من  الطلاب.", True) == "{عدد} من الطلاب."
+
+
+@pytest.mark.parametrize("structured", [True, False])
+def test_a_thought_without_an_end_is_none(structured: bool) -> None:
+    assert passage_in(f"<think>\nأفكر في الجملة، ولعلها {OBJECT}", ORIGIN, structured) is None
+    assert passage_in("<think>\nأفكر في الجملة", ORIGIN, structured) is None
+    assert passage_in("<think> وسم.", "<think> وسم .", structured) == "<think> وسم."
+
+
 def test_an_object_in_the_passage_itself_is_text() -> None:
     origin = 'يعيد الخادم النص {"rewritten": "مرحبا"} إلى من سأله عنه.'
     assert passage_in(origin, origin, False) == origin
