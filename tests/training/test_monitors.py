@@ -229,15 +229,17 @@ def test_masters_after_an_import_are_the_hugging_face_weights(folder: Path) -> N
     assert rank["equal to Hugging Face"] == list(HF_NAMES)
 
 
-def test_the_example_of_the_page_is_a_valid_configuration() -> None:
+def test_the_examples_of_the_page_are_valid_configurations() -> None:
     text = (REPOSITORY / "docs" / "monitors.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    rest = {"run_dir": "run", "data": {"blend": [{"name": "en", "prefix": "en"}]}}
-    run = RunConfig.model_validate({
-        **rest, "training": {"steps": 1, "global_batch_size": 1}, **yaml.safe_load(example),
-    })  # fmt: skip
-    assert run.logging.norms_interval > 0
-    assert {rule.action for rule in run.evaluation.rules} == {"warn", "stop", "reweight"}
+    examples = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    rest = {
+        "run_dir": "run", "model": {"checkpoint": "a"}, "data": {"blend": [{"name": "en", "prefix": "en"}]},
+        "training": {"steps": 1, "global_batch_size": 1},
+    }  # fmt: skip
+    monitors, early_stop = (RunConfig.model_validate({**rest, **yaml.safe_load(example)}) for example in examples)
+    assert monitors.logging.norms_interval > 0
+    assert {rule.action for rule in monitors.evaluation.rules} == {"warn", "stop", "reweight"}
+    assert early_stop.evaluation.early_stop.patience == 4
 
 
 def test_the_page_has_the_tolerances_of_the_code() -> None:
