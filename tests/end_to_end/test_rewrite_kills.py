@@ -68,30 +68,40 @@ def kill_again_and_again(
     """Run `words` again and again, killing `KILLS` of the runs at `moments_of` an undisturbed run's time; the moments.
 
     Whenever a rewriting is finished, `check(kills it had)` looks at it; then it is begun anew, so that there is something
-    to kill.
+    to kill. Where all kills came before the work began, one more comes as soon as it has.
     """
+
+    def has_begun() -> bool:
+        return any((output / "_progress" / phase).is_dir() for phase in ("parts", "answers", "paid"))
+
     generator = random.Random(seed)
     moments: list[float] = []
     since = begun = 0
-    while len(moments) < KILLS or since:
+    while len(moments) < KILLS or since or not begun:
         process = subprocess.Popen(
             words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        moment = generator.uniform(*moments_of) * seconds
+        started = time.monotonic()
+        moment: float | None = generator.uniform(*moments_of) * seconds
+        if len(moments) >= KILLS:
+            moment = None
+            while not begun and not has_begun() and process.poll() is None:
+                time.sleep(0.002)
+            if not begun and process.poll() is None:
+                moment = 0.0
         try:
-            _, said = process.communicate(timeout=moment if len(moments) < KILLS else None)
+            _, said = process.communicate(timeout=moment)
             assert process.returncode == 0, said
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            moments.append(round(moment, 2))
+            moments.append(round(time.monotonic() - started, 2))
             since += 1
-            begun += any((output / "_progress" / phase).is_dir() for phase in ("parts", "answers", "paid"))
+            begun += has_begun()
         if (output / "manifest.json").exists():
             check(since)
             shutil.rmtree(output)
             since = 0
-    assert begun, "every kill came before the work began"
     return moments
 
 
