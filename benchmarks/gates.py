@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-# E402: what is imported below is found by the line above
 
-from gate_damage import DAMAGE, cases  # noqa: E402
-from gate_mends import GOOD  # noqa: E402
-from gate_news import Case, load  # noqa: E402
-from results import machine, save  # noqa: E402
+from gate_damage import DAMAGE, cases  # noqa: E402 (found by the path set above)
+from gate_mends import GOOD  # noqa: E402 (found by the path set above)
+from gate_news import Case, load  # noqa: E402 (found by the path set above)
+from results import machine, save  # noqa: E402 (found by the path set above)
 
-from megatron_native.alignment.gates.judging import Gates, build_gates  # noqa: E402
-from megatron_native.alignment.gates.settings import default_settings  # noqa: E402
-from tests.alignment.gate_halves import cases_of  # noqa: E402
+from megatron_native.alignment.gates.judging import Gates, build_gates  # noqa: E402 (found by the path set above)
+from megatron_native.alignment.gates.settings import default_settings  # noqa: E402 (found by the path set above)
+from tests.alignment.gate_halves import cases_of  # noqa: E402 (found by the path set above)
 
 INTENDED = {
     "number_changed": ("numbers",), "name_changed": ("names", "spelling"), "invented": ("invented",),

@@ -234,7 +234,10 @@ def brute_force(texts: list[str], count: int) -> dict[str, Any]:
             for part in (Path(folder) / "out" / "_duplicates").glob("*.zst")
         )
     left = {int(record["id"]): int(record["copy_of"]) for record in map(json.loads, raw.splitlines())}
-    kept_for = lambda number: left.get(number, number)  # noqa: E731 (one line says it)
+
+    def kept_for(number: int) -> int:
+        return left.get(number, number)
+
     result: dict[str, Any] = {"documents": len(texts), "documents_that_left": len(left)}
     for low, high in ((0.9, 1.01), (0.85, 0.9), (0.8, 0.85)):
         wanted = [pair for pair, similarity in exact.items() if low <= similarity < high]

@@ -20,15 +20,17 @@ from urllib.parse import quote
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-from gate_damage import DAMAGE, GOOD, load  # noqa: E402
-from headless_chromium import Chromium  # noqa: E402
-from results import machine, save  # noqa: E402
-from rewrite_report_texts import SOURCES, passages  # noqa: E402
+from gate_damage import DAMAGE  # noqa: E402 (found by the path set above)
+from gate_mends import GOOD  # noqa: E402 (found by the path set above)
+from gate_news import load  # noqa: E402 (found by the path set above)
+from headless_chromium import Chromium  # noqa: E402 (found by the path set above)
+from results import machine, save  # noqa: E402 (found by the path set above)
+from rewrite_report_texts import SOURCES, passages  # noqa: E402 (found by the path set above)
 
-from megatron_native.alignment.analyses.pairs import read_pairs  # noqa: E402
-from megatron_native.alignment.gates.pairs import PairSettings  # noqa: E402
-from megatron_native.alignment.prompts import parse_full  # noqa: E402
-from megatron_native.cli import run_command  # noqa: E402
+from megatron_native.alignment.analyses.pairs import read_pairs  # noqa: E402 (found by the path set above)
+from megatron_native.alignment.gates.pairs import PairSettings  # noqa: E402 (found by the path set above)
+from megatron_native.alignment.prompts import parse_full  # noqa: E402 (found by the path set above)
+from megatron_native.cli import run_command  # noqa: E402 (found by the path set above)
 
 _VIEWS = {
     "first page": "all=1",

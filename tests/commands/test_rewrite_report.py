@@ -75,7 +75,7 @@ def test_pairs_of_two_inputs_with_the_same_id_have_grades_of_their_own(work, tmp
     assert [(row[0], row[5][0]) for row in rows] == [("1", 9), ("1", 3)]
 
 
-def test_the_judges_key_goes_to_no_other_server(work, tmp_path, monkeypatch, moderation):  # noqa: F811
+def test_the_judges_key_goes_to_no_other_server(work, tmp_path, monkeypatch, moderation):  # noqa: F811 (the fixture)
     monkeypatch.setenv("OPENAI_API_KEY", "judge-secret")
     monkeypatch.setenv("MODERATION_KEY", "moderation-secret")
     words = ["--input", work / "rewritten", "--output", tmp_path / "r.html", "--toxicity-endpoint", moderation]

@@ -116,7 +116,7 @@ class Moderation(BaseHTTPRequestHandler):
     """Scores 0.25 hate for each letter ح, up to 1; fails the first time; refuses what says ممنوع."""
 
     seen: list[dict] = []  # noqa: RUF012 - shared on purpose
-    keys: set[str] = set()  # noqa: RUF012
+    keys: set[str] = set()  # noqa: RUF012 - shared on purpose
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
