@@ -9,9 +9,11 @@ from megatron_native.errors import UserError
 
 
 def data_parallel_size(run: RunConfig, world_size: int) -> int:
-    """Copies of the model that share the batch: processes / (tensor × pipeline)."""
+    """Copies of the model that share the batch: processes / (tensor × pipeline × context)."""
     parallel = run.parallel
-    return world_size // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size)
+    return world_size // (
+        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    )
 
 
 def check_layout(run: RunConfig, model: ModelConfig, world_size: int) -> None:

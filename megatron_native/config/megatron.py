@@ -86,20 +86,23 @@ def transformer_fields(
     """
     import torch
 
-    bf16 = run.training.precision == "bf16"
+    bf16 = run.training.precision != "fp32"
     dtype = torch.bfloat16 if bf16 else torch.float32
     parallel, training = run.parallel, run.training
     interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    overlap_p2p = interleaved if parallel.overlap_p2p_comm is None else parallel.overlap_p2p_comm
     differences = dict(_PLATFORM_DIFFERENCES[platform])
     differences["gradient_accumulation_fusion"] = differences["gradient_accumulation_fusion"] and has_apex
     if layer_spec == "torch":
         differences["apply_rope_fusion"] = False
+    if platform == "cuda" and training.mode == "exact":
+        differences["cross_entropy_loss_fusion"] = False
     recomputations: dict[str, dict[str, Any]] = {
         "none": {},
-        "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+        "selective": {"recompute_granularity": "selective", "recompute_modules": list(training.recompute_modules)},
         "full": {
             "recompute_granularity": "full",
-            "recompute_method": "uniform",
+            "recompute_method": training.recompute_method,
             "recompute_num_layers": training.recompute_num_layers,
         },
     }
@@ -128,15 +131,50 @@ def transformer_fields(
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "pipeline_model_parallel_layout": parallel.pipeline_layout,
+        "num_layers_in_first_pipeline_stage": parallel.num_layers_in_first_pipeline_stage,
+        "num_layers_in_last_pipeline_stage": parallel.num_layers_in_last_pipeline_stage,
+        "account_for_embedding_in_pipeline_split": parallel.account_for_embedding_in_pipeline_split,
+        "account_for_loss_in_pipeline_split": parallel.account_for_loss_in_pipeline_split,
+        "context_parallel_size": parallel.context_parallel_size,
+        "cp_comm_type": parallel.cp_comm_type,
         "sequence_parallel": parallel.sequence_parallel,
+        "tp_comm_overlap": parallel.tp_comm_overlap and platform == "cuda" and training.mode == "fast",
+        "defer_embedding_wgrad_compute": parallel.defer_embedding_wgrad_compute and differences["gradient_accumulation_fusion"],
+        "wgrad_deferral_limit": parallel.wgrad_deferral_limit,
+        "deterministic_mode": platform == "cuda" and training.mode == "exact",
         # In a batch of messages between two stages that are each other's next and previous one (PP2), the interleaved
         # schedule would take gradients for activations; unbatched, each direction has a channel of its own.
-        "overlap_p2p_comm": interleaved,
-        "batch_p2p_comm": not interleaved,
+        "overlap_p2p_comm": overlap_p2p,
+        "batch_p2p_comm": not overlap_p2p,
         "calculate_per_token_loss": True,
         "cross_entropy_fusion_impl": "native",
         **recomputations[training.recompute],
+        **_fp8_fields(run),
         **differences,
+    }
+
+
+def _fp8_fields(run: RunConfig) -> dict[str, Any]:
+    """TransformerConfig's fields about FP8; attention and the output layer stay BF16 in every recipe."""
+    if run.training.precision != "fp8":
+        return {"fp8": None}
+    fp8 = run.fp8
+    at_start, at_end = fp8.bf16_at_start(), fp8.bf16_at_end()
+    return {
+        "fp8": fp8.format,
+        "fp8_recipe": fp8.recipe,
+        "fp8_param": fp8.param_gather,
+        "fp8_margin": fp8.margin,
+        "fp8_amax_history_len": fp8.amax_history_len,
+        "fp8_amax_compute_algo": fp8.amax_compute_algo,
+        "fp8_wgrad": True,
+        "fp8_dot_product_attention": False,
+        "fp8_multi_head_attention": False,
+        "tp_only_amax_red": fp8.tp_only_amax_red,
+        "first_last_layers_bf16": at_start + at_end > 0,
+        "num_layers_at_start_in_bf16": at_start,
+        "num_layers_at_end_in_bf16": at_end,
     }
 
 
@@ -160,6 +198,10 @@ def megatron_configs(
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         align_param_gather=parallel.overlap_param_gather,
+        num_distributed_optimizer_instances=parallel.num_distributed_optimizer_instances,
+        reduce_scatter_with_fp32_accumulation=parallel.reduce_scatter_with_fp32_accumulation,
+        pad_buckets_for_high_nccl_busbw=parallel.pad_buckets_for_high_nccl_busbw,
+        fp8_param_gather=run.training.precision == "fp8" and run.fp8.param_gather,
         average_in_collective=False,  # gloo has no averaging collective, and per-token scaling comes later anyway
     )
     optimizer = OptimizerConfig(
@@ -172,6 +214,7 @@ def megatron_configs(
         adam_eps=adam.adam_eps,
         clip_grad=adam.clip_grad,
         bf16=fields["bf16"],
+        fp8_recipe=run.fp8.recipe if run.training.precision == "fp8" else None,
         params_dtype=fields["params_dtype"],
         use_distributed_optimizer=parallel.use_distributed_optimizer,
         overlap_param_gather=parallel.overlap_param_gather,

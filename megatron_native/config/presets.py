@@ -63,12 +63,16 @@ def read_preset(name: Any) -> Preset:
 
 
 def over_preset(name: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A raw configuration with the preset's settings where it says nothing; lists are its own or the preset's, whole.
+    """A raw configuration with the settings of a preset, or of several, where it says nothing; later presets go over earlier
+    ones, and lists are taken whole.
 
     Raises:
         UserError: there is no such preset.
     """
-    return merged(read_preset(name).settings, raw)
+    settings: dict[str, Any] = {}
+    for one in name if isinstance(name, list) else [name]:
+        settings = merged(settings, read_preset(one).settings)
+    return merged(settings, raw)
 
 
 def replay_share(blend: list[BlendEntry]) -> float:
@@ -79,16 +83,20 @@ def replay_share(blend: list[BlendEntry]) -> float:
 
 def replay_remark(run: RunConfig) -> str | None:
     """A sentence where the blend's replay is not what the run's preset stands for; None where it is, or can't be said."""
-    expected = None if run.preset is None else read_preset(run.preset).replay_share
+    names = [] if run.preset is None else [run.preset] if isinstance(run.preset, str) else run.preset
+    preset, expected = "", None
+    for name in names:
+        if (stated := read_preset(name).replay_share) is not None:
+            preset, expected = name, stated
     if expected is None:
         return None
     wanted = f"{expected[0]:.0%} to {expected[1]:.0%}"
     share = replay_share(run.data.blend)
     if not share:
         return (
-            f"note: the preset {run.preset} stands for {wanted} of replay, and no dataset of data.blend is named "
+            f"note: the preset {preset} stands for {wanted} of replay, and no dataset of data.blend is named "
             f"'{REPLAY}…', so its share is not known; name replayed datasets so to have it checked."
         )
     if not expected[0] <= round(share, 6) <= expected[1]:
-        return f"note: {share:.1%} of data.blend is replay; the preset {run.preset} stands for {wanted}."
+        return f"note: {share:.1%} of data.blend is replay; the preset {preset} stands for {wanted}."
     return None

@@ -11,16 +11,15 @@ import os
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from megatron_native.config.parallel import ParallelSection
+from megatron_native.config.precision import ConscienceSection, Fp8Section
+from megatron_native.config.profiling import ProfilingSection
+from megatron_native.config.section import Section
 
 Packing = Literal["concatenate", "best_fit", "single"]
 ScheduleShape = Literal["cosine", "linear", "sqrt", "constant", "wsd"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, docstrings are the documentation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -167,7 +166,7 @@ class HeldoutRule(Section):
     """Relative increase of its bits per byte since the first evaluation that sets the rule off (0.02: two percent)."""
     action: Literal["warn", "stop", "reweight"] = "warn"
     """Say so; save and stop; or multiply weights of the blend."""
-    reweight: dict[str, float] = {}
+    reweight: dict[str, float] = Field(default={})
     """With `reweight`: dataset name → factor of its weight from the next step on."""
     max_times: int = Field(default=3, gt=0)
     """How often a `reweight` rule may act."""
@@ -209,13 +208,13 @@ class HeldoutSet(Section):
 class EvaluationSection(Section):
     """Held-out evaluation."""
 
-    heldout: list[HeldoutSet] = []
+    heldout: list[HeldoutSet] = Field(default=[])
     """Sets measured before the first step, at every interval and after the last step."""
     interval: int = Field(default=0, ge=0)
     """Steps between evaluations; 0 evaluates only at the beginning and the end."""
     micro_batch_size: int = Field(default=4, gt=0)
     """Sequences per forward pass and data-parallel rank."""
-    rules: list[HeldoutRule] = []
+    rules: list[HeldoutRule] = Field(default=[])
     """What to do when a set gets worse."""
     early_stop: EarlyStopRule | None = None
     """When a set gets no better: end the run. An evaluation that is the best so far saves a checkpoint, which is never
@@ -239,25 +238,6 @@ class EvaluationSection(Section):
         return self
 
 
-class ParallelSection(Section):
-    """How the model and the batch are split over processes, with Megatron's names."""
-
-    tensor_model_parallel_size: int = Field(default=1, gt=0)
-    """Processes that share every layer's matrices."""
-    pipeline_model_parallel_size: int = Field(default=1, gt=0)
-    """Processes that share the layers, in order."""
-    virtual_pipeline_model_parallel_size: int | None = Field(default=None, gt=1)
-    """Interleaved schedule: model chunks per pipeline process (2 or more); none for the plain 1F1B schedule."""
-    sequence_parallel: bool = False
-    """Split activations outside the matrices along the sequence; needs tensor parallelism."""
-    use_distributed_optimizer: bool = True
-    """Shard optimizer state over data-parallel processes."""
-    overlap_grad_reduce: bool = False
-    """Overlap gradient reduction with the backward pass (a GPU setting)."""
-    overlap_param_gather: bool = False
-    """Overlap parameter gathering with the forward pass (a GPU setting)."""
-
-
 class TrainingSection(Section):
     """The loop: how many steps of how many tokens, in which precision."""
 
@@ -267,12 +247,24 @@ class TrainingSection(Section):
     """Sequences per forward pass and data-parallel process."""
     global_batch_size: int = Field(gt=0)
     """Sequences per optimizer step, over all processes."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the model; optimizer state and master weights are FP32 in either."""
+    precision: Literal["fp32", "bf16", "fp8"] = "bf16"
+    """Arithmetic of the model; optimizer state and master weights are FP32 in each. `fp8`: matrix products of the layers in
+    FP8 as section `fp8` says, the rest in BF16."""
+    mode: Literal["fast", "exact"] = "fast"
+    """On GPUs: `fast` takes every fusion and overlap that is set; `exact` gives the same bits in every repetition on the same
+    GPUs, without fused cross entropy or tensor-parallel overlap. The CPU is exact in either."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activation recomputation: nothing, core attention only, or whole layers."""
+    """Activation recomputation: nothing, the parts of layers in `recompute_modules`, or whole layers."""
+    recompute_modules: list[Literal["core_attn", "mlp", "layernorm"]] = Field(default=["core_attn"])
+    """With `selective`: what is computed again in the backward pass."""
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    """With `full`: `uniform` recomputes every layer, in blocks of `recompute_num_layers`; `block` only the first
+    `recompute_num_layers` layers of every model chunk."""
     recompute_num_layers: int = Field(default=1, gt=0)
-    """With `full`: layers per recomputed block."""
+    """With `full`: layers per recomputed block, or recomputed layers per chunk."""
+    gc_interval: int = Field(default=0, ge=0)
+    """Steps between garbage collections, at the same step on every process so that none waits for another's; 0 leaves them to
+    Python."""
     stop_after: int | None = Field(default=None, gt=0)
     """Save and stop after this step, as if interrupted; schedules still count `steps`."""
 
@@ -384,8 +376,9 @@ class RunConfig(Section):
 
     run_dir: Path
     """Folder of the run: `config.yaml`, `metrics.jsonl`, `checkpoints/`, `ledger/`, `logs/`."""
-    preset: str | None = None
-    """A preset of settings under this file's own (`megatron-native config presets` lists them)."""
+    preset: str | list[str] | None = None
+    """A preset of settings under this file's own, or several, later ones over earlier (`megatron-native config presets` lists
+    them)."""
     platform: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs: `cuda` (NCCL), `cpu` (gloo), or `auto`, which takes CUDA where there is a device."""
     layer_spec: Literal["auto", "transformer_engine", "torch"] = "auto"
@@ -396,13 +389,18 @@ class RunConfig(Section):
     data: DataSection
     parallel: ParallelSection = ParallelSection()
     training: TrainingSection
-    phases: list[Phase] = []
+    fp8: Fp8Section = Fp8Section()
+    conscience: ConscienceSection = ConscienceSection()
+    phases: list[Phase] = Field(default=[])
     """The run in parts, one after another; without any, one phase `main` of `training.steps`."""
     optimizer: OptimizerSection = OptimizerSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpointing: CheckpointingSection = CheckpointingSection()
     faults: FaultsSection = FaultsSection()
     logging: LoggingSection = LoggingSection()
+    profiling: ProfilingSection = ProfilingSection()
+    environment: dict[str, str] = Field(default={})
+    """Environment variables on CUDA, over the project's own; what the shell has set wins."""
 
     @model_validator(mode="after")
     def _agreeing_sections(self) -> Self:

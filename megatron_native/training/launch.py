@@ -88,7 +88,7 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
             _check_data(run)
         from megatron_native.platform import start_platform, stop_platform
 
-        platform = start_platform(run.platform, cuda_environment=CUDA_ENVIRONMENT)
+        platform = start_platform(run.platform, cuda_environment={**CUDA_ENVIRONMENT, **run.environment})
         import torch
 
         from megatron_native.training.trainer import Trainer

@@ -47,6 +47,8 @@ def initialize_parallel_state(run: RunConfig) -> None:
         tensor_model_parallel_size=run.parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=run.parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=run.parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=run.parallel.context_parallel_size,
+        num_distributed_optimizer_instances=run.parallel.num_distributed_optimizer_instances,
     )
 
 
