@@ -65,7 +65,7 @@ class Trainer:
     def __init__(self, run: RunConfig, platform: Platform) -> None:
         self.run, self.platform = run, platform
         self.model_config = read_model(run)
-        check_layout(run, self.model_config, platform.world_size)
+        check_layout(run, self.model_config, platform.world_size, platform.name)
         initialize_parallel_state(run)
         seed_everything(run.seed)
         spec = resolve_layer_spec(run, platform.name, has_transformer_engine())
