@@ -25,8 +25,8 @@ NEEDS_TRANSFORMER_ENGINE = "apply_rope_fusion"
 def resolved_fields(run: RunConfig, model: ModelConfig) -> dict[str, dict[str, Any]]:
     """Section → field → value, defaults and derived fields included.
 
-    The sections are `transformer`, `ddp`, `optimizer`, `environment`, `user_buffers` and `batch`; megatron-core's own classes fill in
-    what the project does not decide, and what they derive from it.
+    The sections are `transformer`, `ddp`, `optimizer`, `environment`, `user_buffers` and `batch`; megatron-core's own classes
+    fill in what the project does not decide, and what they derive from it.
     """
     fields = transformer_fields(run, model, "cuda", "transformer_engine", has_apex=True)
     transformer = TransformerConfig(**{**fields, NEEDS_TRANSFORMER_ENGINE: False})
