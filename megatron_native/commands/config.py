@@ -12,6 +12,7 @@ EXAMPLES = """\
   megatron-native config show --config run.yaml preset=continued-strong-shift
   megatron-native config presets
   megatron-native config presets anneal
+  megatron-native config presets llama3-70b-64xh100-fp8
   megatron-native config schema > schema.json"""
 
 
@@ -62,8 +63,11 @@ def _print_presets(names: list[str], as_json: bool) -> None:
 
     import yaml
 
+    from megatron_native.config.layout_presets import NEVER_RUN, layout_preset_names, layout_presets
     from megatron_native.config.presets import preset_names, read_preset
 
+    if as_json:
+        names = names or [*preset_names(), *layout_preset_names()]
     presets = [read_preset(name) for name in names or preset_names()]
     if as_json:
         print(json.dumps([dataclasses.asdict(preset) for preset in presets], ensure_ascii=False, indent=2))
@@ -76,3 +80,8 @@ def _print_presets(names: list[str], as_json: bool) -> None:
             print("\n" + yaml.safe_dump(preset.settings, sort_keys=False, allow_unicode=True))
             for source in preset.sources:
                 print(textwrap.fill(f"{', '.join(source['of'])}: {source['source']}", 120, subsequent_indent="  "))
+    if not names:
+        width = max(map(len, layout_presets()))
+        print(f"\nLayouts, to put beside another: [continued-strong-shift, llama3-70b-64xh100-fp8]. {NEVER_RUN}")
+        for layout in layout_presets().values():
+            print(f"{layout.name:<{width}}  {layout.summary}")

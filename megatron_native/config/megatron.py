@@ -1,16 +1,19 @@
 """One pure function from a run's configuration to megatron-core's: what the CPU proves is what the GPU runs.
 
-The platforms differ in one table, `_PLATFORM_DIFFERENCES`; everything else is decided here once. Fields that
-megatron-core defaults wrongly for LLaMA-style models are set explicitly.
+`megatron_configs` decides the model's, the data-parallel wrapper's and the optimizer's configuration, the environment and the
+buffers of overlapped communication. The platforms differ in one table, `_PLATFORM_DIFFERENCES`; everything else is decided
+here once. Fields that megatron-core defaults wrongly for LLaMA-style models are set explicitly.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from megatron_native.config.environment import cuda_environment
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
+from megatron_native.config.user_buffers import UserBuffers, overlaps_tensor_parallel, user_buffers
 
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallelConfig
@@ -42,25 +45,22 @@ _PLATFORM_DIFFERENCES: dict[PlatformKind, dict[str, Any]] = {
     },
 }
 
-CUDA_ENVIRONMENT = {
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
-    "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
-    "NCCL_NVLS_ENABLE": "0",
-    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # NCCL's flight recorder: the last collectives of every rank,
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",  # written down when one times out
-}
-"""Environment variables that training on CUDA wants before the device is touched; the user's own values win."""
+# megatron-core's own rule makes buckets larger with more processes; this is the size of Megatron-Bridge's recipes.
+_BUCKET_PARAMETERS = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True)
 class MegatronConfigs:
-    """What megatron-core needs to know of a run."""
+    """What megatron-core and what is under it need to know of a run."""
 
     transformer: TransformerConfig
     ddp: DistributedDataParallelConfig
     optimizer: OptimizerConfig
     layer_spec: LayerSpec
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables to set before a device is touched; none on the CPU."""
+    user_buffers: UserBuffers | None = None
+    """What the trainer initialises before the first forward pass, where tensor-parallel communication overlaps."""
 
 
 def resolve_layer_spec(run: RunConfig, platform: PlatformKind, has_transformer_engine: bool) -> LayerSpec:
@@ -137,10 +137,11 @@ def transformer_fields(
         "account_for_embedding_in_pipeline_split": parallel.account_for_embedding_in_pipeline_split,
         "account_for_loss_in_pipeline_split": parallel.account_for_loss_in_pipeline_split,
         "context_parallel_size": parallel.context_parallel_size,
-        "cp_comm_type": parallel.cp_comm_type,
+        "cp_comm_type": parallel.cp_comm_type if parallel.context_parallel_size > 1 else None,
         "sequence_parallel": parallel.sequence_parallel,
-        "tp_comm_overlap": parallel.tp_comm_overlap and platform == "cuda" and training.mode == "fast",
-        "defer_embedding_wgrad_compute": parallel.defer_embedding_wgrad_compute and differences["gradient_accumulation_fusion"],
+        "tp_comm_overlap": overlaps_tensor_parallel(run) and platform == "cuda",
+        "defer_embedding_wgrad_compute": parallel.defer_embedding_wgrad_compute
+        and differences["gradient_accumulation_fusion"],
         "wgrad_deferral_limit": parallel.wgrad_deferral_limit,
         "deterministic_mode": platform == "cuda" and training.mode == "exact",
         # In a batch of messages between two stages that are each other's next and previous one (PP2), the interleaved
@@ -189,37 +190,55 @@ def megatron_configs(
     from megatron.core.optimizer import OptimizerConfig
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    fields = transformer_fields(run, model, platform, layer_spec, has_apex)
-    parallel, adam = run.parallel, run.optimizer
-    transformer = TransformerConfig(**fields)
-    ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=adam.grad_reduce_in_fp32,
-        use_distributed_optimizer=parallel.use_distributed_optimizer,
-        overlap_grad_reduce=parallel.overlap_grad_reduce,
-        overlap_param_gather=parallel.overlap_param_gather,
-        align_param_gather=parallel.overlap_param_gather,
-        num_distributed_optimizer_instances=parallel.num_distributed_optimizer_instances,
-        reduce_scatter_with_fp32_accumulation=parallel.reduce_scatter_with_fp32_accumulation,
-        pad_buckets_for_high_nccl_busbw=parallel.pad_buckets_for_high_nccl_busbw,
-        fp8_param_gather=run.training.precision == "fp8" and run.fp8.param_gather,
-        average_in_collective=False,  # gloo has no averaging collective, and per-token scaling comes later anyway
+    return MegatronConfigs(
+        transformer=TransformerConfig(**transformer_fields(run, model, platform, layer_spec, has_apex)),
+        ddp=DistributedDataParallelConfig(**ddp_fields(run)),
+        optimizer=OptimizerConfig(**optimizer_fields(run)),
+        layer_spec=layer_spec,
+        environment=cuda_environment(run) if platform == "cuda" else {},
+        user_buffers=user_buffers(run, model) if platform == "cuda" else None,
     )
-    optimizer = OptimizerConfig(
-        optimizer="adam",
-        lr=adam.lr,
-        min_lr=adam.min_lr,
-        weight_decay=adam.weight_decay,
-        adam_beta1=adam.adam_beta1,
-        adam_beta2=adam.adam_beta2,
-        adam_eps=adam.adam_eps,
-        clip_grad=adam.clip_grad,
-        bf16=fields["bf16"],
-        fp8_recipe=run.fp8.recipe if run.training.precision == "fp8" else None,
-        params_dtype=fields["params_dtype"],
-        use_distributed_optimizer=parallel.use_distributed_optimizer,
-        overlap_param_gather=parallel.overlap_param_gather,
-    )
-    return MegatronConfigs(transformer, ddp, optimizer, layer_spec)
+
+
+def ddp_fields(run: RunConfig) -> dict[str, Any]:
+    """Every field of megatron-core's DistributedDataParallelConfig that the project decides, by name."""
+    parallel = run.parallel
+    interleaved = parallel.virtual_pipeline_model_parallel_size is not None
+    return {
+        "grad_reduce_in_fp32": run.optimizer.grad_reduce_in_fp32,
+        "use_distributed_optimizer": parallel.use_distributed_optimizer,
+        "overlap_grad_reduce": parallel.overlap_grad_reduce,
+        "overlap_param_gather": parallel.overlap_param_gather,
+        "align_param_gather": parallel.overlap_param_gather and interleaved,
+        "num_distributed_optimizer_instances": parallel.num_distributed_optimizer_instances,
+        "reduce_scatter_with_fp32_accumulation": parallel.reduce_scatter_with_fp32_accumulation,
+        "pad_buckets_for_high_nccl_busbw": parallel.pad_buckets_for_high_nccl_busbw,
+        "bucket_size": _BUCKET_PARAMETERS if parallel.overlap_grad_reduce else None,
+        "fp8_param_gather": run.training.precision == "fp8" and run.fp8.param_gather,
+        "average_in_collective": False,  # gloo has no averaging collective, and per-token scaling comes later anyway
+    }
+
+
+def optimizer_fields(run: RunConfig) -> dict[str, Any]:
+    """Every field of megatron-core's OptimizerConfig that the project decides, by name."""
+    import torch
+
+    bf16, adam = run.training.precision != "fp32", run.optimizer
+    return {
+        "optimizer": "adam",
+        "lr": adam.lr,
+        "min_lr": adam.min_lr,
+        "weight_decay": adam.weight_decay,
+        "adam_beta1": adam.adam_beta1,
+        "adam_beta2": adam.adam_beta2,
+        "adam_eps": adam.adam_eps,
+        "clip_grad": adam.clip_grad,
+        "bf16": bf16,
+        "fp8_recipe": run.fp8.recipe if run.training.precision == "fp8" else None,
+        "params_dtype": torch.bfloat16 if bf16 else torch.float32,
+        "use_distributed_optimizer": run.parallel.use_distributed_optimizer,
+        "overlap_param_gather": run.parallel.overlap_param_gather,
+    }
 
 
 def has_transformer_engine() -> bool:

@@ -1,7 +1,8 @@
 """Presets: settings that the literature of continued pre-training suggests, put under those of a run's file.
 
 A preset is a YAML file in `presets/`: `description`, `settings` (a part of a run's configuration), `sources` (for every
-setting where its value comes from, or that it is a choice) and, where replay is part of it, `replay_share`.
+setting where its value comes from, or that it is a choice) and, where replay is part of it, `replay_share`. Presets of layouts
+come from tables (`config/layout_presets.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from megatron_native.config.layout_presets import NEVER_RUN, LayoutPreset, layout_presets, refused_layouts
 from megatron_native.config.merge import merged
 from megatron_native.config.run import BlendEntry, RunConfig
 from megatron_native.errors import UserError
@@ -43,23 +45,36 @@ class Preset:
 
 
 def preset_names() -> list[str]:
-    """The presets there are."""
+    """The presets there are, but for those of layouts."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def read_preset(name: Any) -> Preset:
-    """The preset `name`; `UserError` where there is none of that name."""
-    names = preset_names()
+    """The preset `name`, of a layout or another.
+
+    Raises:
+        UserError: there is none of that name, and why, where the model does not fit on so many GPUs.
+    """
+    names = [*preset_names(), *layout_presets()]
     if name not in names:
+        if (reason := refused_layouts().get(str(name))) is not None:
+            raise UserError(f"preset = {name!r}: there is no such layout. {reason}")
         close = difflib.get_close_matches(str(name), names, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names)}"
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(preset_names())} and those of layouts"
         raise UserError(f"preset = {name!r}: there is no such preset; {hint} (megatron-native config presets).")
+    if name in layout_presets():
+        return _of_layout(layout_presets()[name])
     raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     share = raw.get("replay_share")
     return Preset(
         name=name, description=" ".join(raw["description"].split()), settings=raw["settings"], sources=raw["sources"],
         replay_share=None if share is None else (float(share[0]), float(share[1])),
     )  # fmt: skip
+
+
+def _of_layout(layout: LayoutPreset) -> Preset:
+    description = f"{layout.model} on {layout.gpus} H100s, {layout.kind}: {layout.summary}. {NEVER_RUN}"
+    return Preset(layout.name, description, layout.settings, layout.sources)
 
 
 def over_preset(name: Any, raw: Mapping[str, Any]) -> dict[str, Any]:

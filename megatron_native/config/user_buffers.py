@@ -67,9 +67,7 @@ def overlaps_tensor_parallel(run: RunConfig) -> bool:
 def tokens_of_forward_passes(run: RunConfig) -> dict[str, int]:
     """Tokens of a forward pass on one context-parallel process, by what sets them: each phase, and evaluation."""
     cp = run.parallel.context_parallel_size
-    tokens = {
-        f"phase '{phase.name}'": phase.seq_length * phase.micro_batch_size // cp for phase in resolve_phases(run)
-    }
+    tokens = {f"phase '{phase.name}'": phase.seq_length * phase.micro_batch_size // cp for phase in resolve_phases(run)}
     if run.evaluation.heldout:
         tokens["evaluation"] = run.data.seq_length * run.evaluation.micro_batch_size // cp
     return tokens

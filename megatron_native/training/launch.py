@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_native.checkpoint.layout import check_complete
+from megatron_native.config.environment import check_environment, cuda_environment
 from megatron_native.config.layout import check_layout
 from megatron_native.config.load import load_run_config
-from megatron_native.config.megatron import CUDA_ENVIRONMENT
+from megatron_native.config.requirements import check_requirements
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, UserError
 from megatron_native.training.incidents import GAVE_UP, RANK_DIED, RESTART, STOP_REQUESTED, Incidents
@@ -88,8 +89,11 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
             _check_data(run)
         from megatron_native.platform import start_platform, stop_platform
 
-        platform = start_platform(run.platform, cuda_environment={**CUDA_ENVIRONMENT, **run.environment})
+        platform = start_platform(run.platform, cuda_environment=cuda_environment(run))
         import torch
+
+        if platform.name == "cuda":
+            _check_machine(run)
 
         from megatron_native.training.trainer import Trainer
 
@@ -99,6 +103,19 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
             return Trainer(run, platform).fit()
         finally:
             stop_platform()
+
+
+def _check_machine(run: RunConfig) -> None:
+    """Refuse what the GPUs, the installed packages or the environment can't do as configured."""
+    import torch
+
+    from megatron_native.platform.machine import this_machine
+    from megatron_native.training.shape import read_model
+
+    check_environment(run, os.environ)
+    check_requirements(run, read_model(run), this_machine())
+    if run.training.mode == "exact":
+        torch.use_deterministic_algorithms(True)
 
 
 def _lock_of_rank(run_dir: Path) -> AbstractContextManager[Any]:

@@ -86,7 +86,8 @@ class StepDuties:
         if self._step is None:
             return
         step, self._step = self._step, None
-        self._collections.at(step)
+        with self.part("garbage"):
+            self._collections.at(step)
         times = over_ranks(self._clock.end(), self._platform.device) if self._clock.measuring else None
         self._profiler.end()
         if times is not None:

@@ -20,7 +20,16 @@ import torch
 import torch.distributed as dist
 
 Part = Literal[
-    "data", "forward", "backward", "communication", "optimizer", "checkpoint", "evaluation", "schedule", "other"
+    "data",
+    "forward",
+    "backward",
+    "communication",
+    "optimizer",
+    "checkpoint",
+    "evaluation",
+    "garbage",
+    "schedule",
+    "other",
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 

@@ -69,7 +69,7 @@ class Trainer:
     def __init__(self, run: RunConfig, platform: Platform) -> None:
         self.run, self.platform = run, platform
         self.model_config = read_model(run)
-        check_layout(run, self.model_config, platform.world_size)
+        check_layout(run, self.model_config, platform.world_size, platform.name)
         initialize_parallel_state(run)
         prepare_device(run, self.model_config, platform)
         seed_everything(run.seed)

@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from megatron_native.cli import main
+from megatron_native.config.layout_presets import layout_preset_names
 from megatron_native.config.load import dump_run_config, load_run_config
 from megatron_native.config.presets import preset_names, read_preset, replay_remark, replay_share
 from megatron_native.config.run import BlendEntry, RunConfig
 from megatron_native.errors import UserError
 
-NAMES = ("anneal", "continued-strong-shift", "continued-weak-shift", "long-context")
+NAMES = ("anneal", "benchmark", "continued-strong-shift", "continued-weak-shift", "long-context")
 
 
 def leaves(value: Any, name: str = "") -> Iterator[str]:
@@ -175,7 +176,7 @@ def test_the_command_lists_them_with_their_sources(capsys: pytest.CaptureFixture
     assert all(name in said for name in NAMES)
     assert main(["config", "presets", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert [preset["name"] for preset in listed] == list(NAMES)
+    assert [preset["name"] for preset in listed] == [*NAMES, *layout_preset_names()]
     assert all(preset["sources"] for preset in listed)
     assert main(["config", "presets", "anneal"]) == 0
     said = capsys.readouterr().out

@@ -114,7 +114,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "profiling": {"breakdown_interval": 2, "steps": [3], "ranks": [0, 1], "peak_tflops": 0.5, "nvtx": True},
         "training": {"steps": 6, "gc_interval": 2},
     }
-    common = {"parallel": {"pipeline_model_parallel_size": 2}, "checkpointing": {"save_interval": 4, "save_optimizer": False}}
+    common = {
+        "parallel": {"pipeline_model_parallel_size": 2},
+        "checkpointing": {"save_interval": 4, "save_optimizer": False},
+    }
     (folder / "observed").mkdir()
     (folder / "observed" / "profile.request").write_text("1-5000\n")
     (folder / "asked").mkdir()
@@ -141,14 +144,16 @@ def test_measured_steps_add_up_and_hold_the_step(runs: Path) -> None:
         assert sum(parts.values()) + times["remainder"] == pytest.approx(times["seconds"], rel=1e-9)
         assert abs(times["remainder"]) <= 1e-6, "nothing is left out on the CPU"
         assert times["seconds"] >= steps[step]["seconds"], "by another clock: the step is in the time it is part of"
-        for part in ("data", "forward", "backward", "communication", "optimizer", "schedule"):
+        for part in ("data", "forward", "backward", "communication", "optimizer", "garbage", "schedule"):
             assert parts[part] > 0, part
             assert times["slowest"][part] >= parts[part]
     assert measured[4]["parts"]["checkpoint"] > measured[2]["parts"]["checkpoint"], "step 4 is saved"
 
 
 def test_observation_changes_nothing_that_is_computed(runs: Path) -> None:
-    losses = {name: [record["loss"] for record in lines(runs / name, "loss")] for name in ("plain", "observed", "asked")}
+    losses = {
+        name: [record["loss"] for record in lines(runs / name, "loss")] for name in ("plain", "observed", "asked")
+    }
     assert len(losses["plain"]) == 6
     assert losses["plain"] == losses["observed"] == losses["asked"]
     assert not lines(runs / "plain", "step_time")

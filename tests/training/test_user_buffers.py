@@ -25,9 +25,13 @@ class Mode(enum.Enum):
 def engine(refusal: str | None = None) -> tuple[Any, list[dict[str, Any]]]:
     asked: list[dict[str, Any]] = []
 
-    def initialize_ub(shape, tp_size, use_fp8=False, quantization_modes=None, dtype=None, ub_cfgs=None, bootstrap_backend=None):  # type: ignore[no-untyped-def]
+    def initialize_ub(  # type: ignore[no-untyped-def]
+        shape, tp_size, use_fp8=False, quantization_modes=None, dtype=None, ub_cfgs=None, bootstrap_backend=None
+    ):
         assert refusal is None, refusal
-        asked.append({"shape": shape, "tp_size": tp_size, "modes": quantization_modes, "ub_cfgs": ub_cfgs, "by": bootstrap_backend})
+        asked.append({
+            "shape": shape, "tp_size": tp_size, "modes": quantization_modes, "ub_cfgs": ub_cfgs, "by": bootstrap_backend,
+        })  # fmt: skip
 
     return SimpleNamespace(UserBufferQuantizationMode=Mode, initialize_ub=initialize_ub), asked
 
