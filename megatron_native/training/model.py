@@ -157,6 +157,6 @@ def _connect(chunks: Sequence[Any], optimizer: Any, configs: MegatronConfigs) ->
             config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
     else:
         config.no_sync_func = nullcontext
-    if configs.ddp.overlap_param_gather:
+    if configs.ddp.align_param_gather:  # the schedule starts a chunk's gathering; otherwise the layers' own hooks do
         param_sync = [chunk.start_param_sync for chunk in chunks]
         config.param_sync_func = param_sync[0] if len(param_sync) == 1 else param_sync

@@ -168,7 +168,8 @@ class Trainer:
             if self.early_stop.exhausted:
                 self.incidents.record(kinds.EARLY_STOP, self.early_stop.message, plan.step, self.early_stop.state())
                 return None
-            signal = self._agreed(stop.requested)
+            with self.duties.part("communication"):
+                signal = self._agreed(stop.requested)
             if signal:
                 message = f"{signal} came: the run stops after step {plan.step} and is saved"
                 self.incidents.record(kinds.STOP_REQUESTED, message, plan.step)
