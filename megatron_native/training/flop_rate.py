@@ -74,6 +74,16 @@ def peak_of(run: RunConfig, platform: Platform) -> Peak | None:
     return known_peak(run.training.precision, torch.cuda.get_device_name(platform.device))
 
 
+def described(peak: Peak | None, run: RunConfig, platform: Platform) -> str | None:
+    """A line about what utilisation is measured against, or why there is none; None on the CPU, which has no peak."""
+    if peak is not None:
+        return f"model FLOP utilisation against {peak.tflops:,g} TFLOP/s ({peak.source})"
+    if platform.name == "cpu":
+        return None
+    name = torch.cuda.get_device_name(platform.device)
+    return f"no peak of {name} in {run.training.precision} is known: no utilisation without profiling.peak_tflops"
+
+
 def speed_figures(
     model: ModelConfig, seq_length: int, tokens: int, seconds: float, world_size: int, peak: Peak | None
 ) -> SpeedFigures:

@@ -123,7 +123,8 @@ def build_trainable_model(run: RunConfig, model: ModelConfig, configs: MegatronC
     if config.bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
     if config.fp8_param and configs.layer_spec == "transformer_engine":
-        correct_amax_history_if_needed(chunks)  # wrapping has written to the FP8 weights, which isn't to be remembered
+        # Wrapping has written to the FP8 weights; before Transformer Engine 2 that stayed in their history of largest values.
+        correct_amax_history_if_needed(chunks)
     chunks = [
         DistributedDataParallel(config, configs.ddp, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)

@@ -105,11 +105,12 @@ def compute_gradients(
 
     Computing it again with the same batches gives the same result.
     """
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
-    reports = run_schedule(chunks, batches)
     timers = timers_of(chunks)
+    with timed(timers, "optimizer"):
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
+    reports = run_schedule(chunks, batches)
     with timed(timers, "communication"):
         loss, tokens = reduce_reports(reports, device)
     with timed(timers, "optimizer"):

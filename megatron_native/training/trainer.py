@@ -36,7 +36,7 @@ from megatron_native.training.cuda_settings import prepare_device, without_effec
 from megatron_native.training.data_source import open_run_data, run_data
 from megatron_native.training.early_stop import EarlyStop, write_best
 from megatron_native.training.evaluation import HeldoutEvaluation
-from megatron_native.training.flop_rate import peak_of, speed_figures
+from megatron_native.training.flop_rate import described, peak_of, speed_figures
 from megatron_native.training.forgetting import ForgettingMonitor, reweight
 from megatron_native.training.import_gate import check_import, check_masters
 from megatron_native.training.incidents import Incidents
@@ -436,11 +436,9 @@ class Trainer:
             f"{parallel.pipeline_model_parallel_size}{f' × VPP {virtual}' if virtual else ''} × DP "
             f"{data_parallel_size(run, self.platform.world_size)}{batch}"
         )
-        if self.peak is not None:
-            self.say(f"model FLOP utilisation against {self.peak.tflops:,.1f} TFLOP/s ({self.peak.source})")
-        idle = without_effect(run, self.platform)
-        if idle is not None:
-            self.say(idle)
+        for line in (described(self.peak, run, self.platform), without_effect(run, self.platform)):
+            if line is not None:
+                self.say(line)
         if self.progress.step:
             self.say(f"resumed from {self.restored.folder}: {self.progress.step} of {self.course.total_steps} steps done")
 
