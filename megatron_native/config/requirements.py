@@ -152,8 +152,8 @@ def fp8_dimension_findings(run: RunConfig, model: ModelConfig) -> list[str]:
         if tokens % (cp * sequence_share * multiple):
             findings.append(
                 f"fp8.recipe {run.fp8.recipe} needs the tokens of a forward pass on a process (phase '{phase.name}': "
-                f"seq_length {phase.seq_length} × micro_batch_size {phase.micro_batch_size} / {cp * sequence_share} processes) to be a "
-                f"multiple of {multiple}: change data.seq_length"
+                f"seq_length {phase.seq_length} × micro_batch_size {phase.micro_batch_size} / {cp * sequence_share} processes) "
+                f"to be a multiple of {multiple}: change data.seq_length"
             )
     return findings
 

@@ -92,21 +92,24 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
         platform = start_platform(run.platform, cuda_environment=cuda_environment(run))
         import torch
 
-        if platform.name == "cuda":
-            _check_machine(run)
-
         from megatron_native.training.trainer import Trainer
 
         if platform.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         try:
+            if platform.name == "cuda":
+                check_machine(run)
             return Trainer(run, platform).fit()
         finally:
             stop_platform()
 
 
-def _check_machine(run: RunConfig) -> None:
-    """Refuse what the GPUs, the installed packages or the environment can't do as configured."""
+def check_machine(run: RunConfig) -> None:
+    """Refuse what the GPUs, the installed packages or the environment can't do as configured; make torch exact where asked.
+
+    Raises:
+        UserError: names every setting that asks for too much, and what would do.
+    """
     import torch
 
     from megatron_native.platform.machine import this_machine

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megatron_native.config.layout import check_layout
-from megatron_native.config.megatron import transformer_fields
+from megatron_native.config.megatron import ddp_fields, megatron_configs, optimizer_fields, transformer_fields
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
@@ -47,6 +47,68 @@ def test_megatron_core_defaults_that_are_wrong_for_llama_are_not_left_standing()
         "cross_entropy_loss_fusion": True, "deallocate_pipeline_outputs": True,
     }  # fmt: skip
     assert {name: fields[name] for name in expected} == expected
+
+
+def test_megatron_cores_weight_decay_is_not_left_standing() -> None:
+    fields = optimizer_fields(run_of())
+    assert (fields["weight_decay"], fields["adam_beta2"], ddp_fields(run_of())["grad_reduce_in_fp32"]) == (0.1, 0.95, True)
+
+
+@pytest.mark.parametrize("param_gather", [False, True])
+def test_both_switches_of_weights_in_fp8_are_set_together(param_gather: bool) -> None:
+    run = run_of(training={"steps": 1, "global_batch_size": 8, "precision": "fp8"}, fp8={"param_gather": param_gather})
+    assert transformer_fields(run, MODEL, "cuda", "transformer_engine")["fp8_param"] is param_gather
+    assert ddp_fields(run)["fp8_param_gather"] is param_gather
+    other = run_of(fp8={"param_gather": param_gather})  # the section is not read without FP8
+    assert ddp_fields(other)["fp8_param_gather"] is False
+    assert transformer_fields(other, MODEL, "cuda", "transformer_engine")["fp8"] is None
+
+
+def test_fp8_by_default_is_current_scaling_with_the_edges_in_bf16_and_attention_too() -> None:
+    run = run_of(training={"steps": 1, "global_batch_size": 8, "precision": "fp8"})
+    fields = transformer_fields(run, MODEL, "cuda", "transformer_engine")
+    expected = {
+        "fp8": "hybrid", "fp8_recipe": "tensorwise", "first_last_layers_bf16": True, "num_layers_at_start_in_bf16": 1,
+        "num_layers_at_end_in_bf16": 1, "fp8_dot_product_attention": False, "fp8_multi_head_attention": False, "bf16": True,
+    }  # fmt: skip
+    assert {name: fields[name] for name in expected} == expected
+    delayed = run.model_copy(update={"fp8": run.fp8.model_copy(update={"recipe": "delayed"})})
+    assert transformer_fields(delayed, MODEL, "cuda", "transformer_engine")["first_last_layers_bf16"] is False
+    assert optimizer_fields(delayed)["fp8_recipe"] == "delayed"
+
+
+def test_the_exact_mode_is_without_fused_cross_entropy_and_overlap_and_changes_nothing_else() -> None:
+    training = {"steps": 1, "global_batch_size": 8}
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "tp_comm_overlap": True}
+    fast, exact = (
+        transformer_fields(
+            run_of(training={**training, "mode": mode}, parallel=parallel), MODEL, "cuda", "transformer_engine", True
+        )
+        for mode in ("fast", "exact")
+    )
+    assert {name: (fast[name], exact[name]) for name in fast if fast[name] != exact[name]} == {
+        "cross_entropy_loss_fusion": (True, False), "tp_comm_overlap": (True, False), "deterministic_mode": (False, True),
+    }  # fmt: skip
+
+
+def test_the_gather_of_parameters_is_aligned_over_interleaved_stages() -> None:
+    overlap = {"overlap_grad_reduce": True, "overlap_param_gather": True, "pipeline_model_parallel_size": 2}
+    assert ddp_fields(run_of(parallel=overlap))["align_param_gather"] is False
+    interleaved = ddp_fields(run_of(parallel={**overlap, "virtual_pipeline_model_parallel_size": 2}))
+    assert interleaved["align_param_gather"] and interleaved["overlap_param_gather"]
+
+
+def test_without_apex_gradients_are_added_up_by_torch() -> None:
+    assert not transformer_fields(run_of(), MODEL, "cuda", "transformer_engine")["gradient_accumulation_fusion"]
+    assert transformer_fields(run_of(), MODEL, "cuda", "transformer_engine", True)["gradient_accumulation_fusion"]
+
+
+def test_one_function_decides_everything() -> None:
+    """The plain torch layers can be resolved for CUDA here: with the environment, and without buffers to overlap through."""
+    configs = megatron_configs(run_of(layer_spec="torch"), MODEL, "cuda", "torch")
+    assert configs.transformer.num_layers == 32 and configs.ddp.use_distributed_optimizer
+    assert configs.optimizer.weight_decay == 0.1
+    assert configs.environment["NCCL_NVLS_ENABLE"] == "0" and configs.user_buffers is None
 
 
 @pytest.mark.parametrize(("virtual", "overlap"), [(None, False), (2, True)])
