@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_native.errors import UserError
-from megatron_native.training.batches import MicroBatch, pack, positions_of
+from megatron_native.training.batches import MicroBatch, pack, positions_of, whole_sequences
 from megatron_native.training.step import forward_step, run_schedule
 
 TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}
@@ -41,18 +41,25 @@ def token_losses_of(chunks: Sequence[Any], batch: MicroBatch) -> Tensor:
         reports = run_schedule(chunks, [batch] * count, forward_only=True, forward=partial(forward_step, report=every_loss))
     for chunk, was_training in zip(chunks, training):
         chunk.train(was_training)
-    losses = reports[0]["losses"] if parallel_state.is_pipeline_last_stage() else torch.zeros(batch.tokens.shape)
+    losses = torch.zeros(batch.tokens.shape)
+    if parallel_state.is_pipeline_last_stage():
+        losses = whole_sequences(reports[0]["losses"], None if batch.packed is None else batch.packed.cu_seqlens_q)
     losses = losses.to(batch.tokens.device)
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(losses, src=last, group=parallel_state.get_pipeline_model_parallel_group())
     return losses
 
 
-def probe_batch(vocab_size: int, seq_length: int, device: torch.device, seed: int = 0) -> tuple[MicroBatch, list[int]]:
-    """A packed sequence of four documents of random tokens, one of them of a single token, and their lengths."""
+def probe_batch(
+    vocab_size: int, seq_length: int, device: torch.device, seed: int = 0, multiple: int = 1
+) -> tuple[MicroBatch, list[int]]:
+    """A packed sequence of four documents of random tokens, one of them of a single token, and their lengths.
+
+    All lengths are multiples of `multiple`, which divides `seq_length`: for context parallelism.
+    """
     generator = np.random.default_rng(seed)
-    shares = [seq_length * share // 16 for share in (3, 5)]
-    lengths = [length for length in (*shares, 1, seq_length - sum(shares) - 1) if length > 0]
+    shares = [seq_length * share // 16 // multiple * multiple for share in (3, 5)]
+    lengths = [length for length in (*shares, multiple, seq_length - sum(shares) - multiple) if length > 0]
     tokens, labels = (torch.from_numpy(generator.integers(0, vocab_size, (1, seq_length))).to(device) for _ in range(2))
     batch = MicroBatch(tokens, labels, torch.ones(tokens.shape, device=device), positions_of(tokens))
     return pack(batch, np.array(lengths)), lengths
@@ -77,7 +84,12 @@ def assert_boundaries(
     Raises:
         UserError: they changed, or the changed document's own did not.
     """
-    batch, lengths = probe_batch(vocab_size, seq_length, device)
+    context = parallel_state.get_context_parallel_world_size()
+    multiple = 2 * context if context > 1 else 1
+    if multiple > 1:  # nothing to fill up, also for tensor-parallel ranks that share it
+        whole = multiple * parallel_state.get_tensor_model_parallel_world_size()
+        seq_length = -(-seq_length // whole) * whole
+    batch, lengths = probe_batch(vocab_size, seq_length, device, multiple=multiple)
     if not keep:
         batch = replace(batch, packed=None)
     bounds = np.concatenate([[0], np.cumsum(lengths)])

@@ -31,6 +31,7 @@ from megatron_native.checkpoint.reference_logits import ReferenceText, load_refe
 from megatron_native.errors import UserError
 from megatron_native.models.families import read_hf_config, to_model_config
 from megatron_native.models.rope import inverse_frequencies
+from megatron_native.training.batches import context_indices, whole_sequences
 from megatron_native.training.model import TrainableModel
 from megatron_native.training.parameter_names import named_parameters
 
@@ -184,6 +185,8 @@ def _forward(
     """Every text through the pipeline schedule; on the last stage its number and its figures, [5]."""
     config = model.configs.transformer
     multiple = config.tensor_model_parallel_size if config.sequence_parallel else 1
+    context = config.context_parallel_size
+    multiple *= 2 * context if context > 1 else 1
     length = math.ceil(max(len(text.ids) for text in references) / multiple) * multiple
     numbers = list(range(len(references)))
     if len(model.chunks) > 1:  # the interleaved schedule wants a multiple of the pipeline's size
@@ -191,6 +194,9 @@ def _forward(
     # Causal attention: what is filled up at the end is seen by no position of the text.
     tokens = [torch.nn.functional.pad(text.ids, (0, length - len(text.ids)))[None] for text in references]
     positions = torch.arange(length, device=device)[None]
+    if context > 1:
+        here = context_indices(length, parallel_state.get_context_parallel_rank(), context)
+        tokens, positions = [ids[:, here] for ids in tokens], positions[:, here.to(device)]
 
     def step(batches: Iterator[int], chunk: Any) -> tuple[Tensor, Any]:
         number = next(batches)
@@ -214,7 +220,7 @@ def _forward(
 
 def _compare(number: int, text: ReferenceText, logits: Tensor, non_loss_data: bool = True) -> tuple[int, Tensor]:
     """Figures of one text from `logits` [1, length, vocabulary / TP] of this rank of the last stage; collective in TP."""
-    group = parallel_state.get_tensor_model_parallel_group()
+    group, logits = parallel_state.get_tensor_model_parallel_group(), whole_sequences(logits)
     text = ReferenceText(text.name, *(getattr(text, part).to(logits.device) for part in _TENSORS))
     local = logits[0, : len(text.ids)].float()
     vocabulary, partition = text.logits.shape[1], local.shape[1]

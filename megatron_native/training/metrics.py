@@ -3,9 +3,11 @@
 A line of `metrics.jsonl` is one of
 
 * a step: `loss` in nats per token, `lr`, `grad_norm`, `updated`, `tokens`, `consumed_samples`, `consumed_tokens`,
-  `seconds`, `tokens_per_second`, and where there are any `phase` (its name) and `batch` (sequences of the step);
+  `seconds`, `tokens_per_second`, and where there are any `phase` (its name) and `batch` (sequences of the step); of its speed
+  what `flop_rate.SpeedFigures` has;
 * an evaluation: `heldout`: set → `bits_per_byte`, `loss`, `tokens`, `text_bytes`; and its `seconds`;
 * norms: `norms`: what `norms.Norms` has;
+* where a step's time went: `step_time`: `seconds`, `parts`, `slowest` and `remainder` of `step_time.StepTimes`;
 * a save: `saved`: `folder`, `seconds` until it was complete, `blocked_seconds` that training waited, `bytes`.
 
 Each has the `step` after which it was made.
@@ -26,7 +28,9 @@ from megatron_native.training.line_file import LineFile, read_json_lines
 from megatron_native.training.step import StepResult
 
 if TYPE_CHECKING:
+    from megatron_native.training.flop_rate import SpeedFigures
     from megatron_native.training.norms import Norms
+    from megatron_native.training.step_time import StepTimes
 
 
 class Metrics:
@@ -77,6 +81,7 @@ class Metrics:
         *,
         phase: str | None = None,
         batch: int | None = None,
+        speed: SpeedFigures | None = None,
     ) -> None:
         """Report one training step; `seconds` it took, `phase` by name, `batch` in sequences."""
         rate = result.tokens / seconds
@@ -86,19 +91,22 @@ class Metrics:
             "seconds": seconds, "tokens_per_second": rate,
         }  # fmt: skip
         record |= {name: value for name, value in (("phase", phase), ("batch", batch)) if value is not None}
+        figures = {} if speed is None else {name: value for name, value in asdict(speed).items() if value is not None}
+        record |= figures
         self._write(record)
         self._curves(step, {
             "train/loss": result.loss, "train/lr": lr, "train/grad_norm": result.grad_norm,
             "train/consumed_tokens": consumed_tokens, "train/tokens_per_second": rate,
-            **({} if batch is None else {"train/batch": batch}),
+            **({} if batch is None else {"train/batch": batch}), **{f"speed/{name}": value for name, value in figures.items()},
         })  # fmt: skip
         self._reported += 1
         if step % self.interval == 0 or step == self.total_steps:
             eta = (time.monotonic() - self._started) / self._reported * max(0, self.total_steps - step)
             skipped = "" if result.updated else " · update skipped: gradients not finite"
+            used = "" if speed is None or speed.mfu is None else f" · MFU {speed.mfu:.1%}"
             self.say(
                 f"step {step:>{len(str(self.total_steps))}}/{self.total_steps} · loss {result.loss:.4f} · lr {lr:.2e} · "
-                f"grad norm {result.grad_norm:.2f} · {rate:,.0f} tokens/s · ETA {_clock(eta)}{skipped}"
+                f"grad norm {result.grad_norm:.2f} · {rate:,.0f} tokens/s{used} · ETA {_clock(eta)}{skipped}"
             )
 
     def evaluation(self, step: int, scores: dict[str, HeldoutScore], seconds: float) -> None:
@@ -122,6 +130,15 @@ class Metrics:
         curves |= {f"norms/{name}": figures[name] for name in ("weight", "gradient") if figures[name] is not None}
         curves |= {f"logits/{name}": value for name, value in (figures["logits"] or {}).items() if name != "positions"}
         self._curves(step, curves)
+
+    def breakdown(self, times: StepTimes) -> None:
+        """Report where a step's time went."""
+        figures = asdict(times)
+        step = figures.pop("step")
+        self._write({"step": step, "step_time": figures})
+        self._curves(step, {f"step_time/{part}": seconds for part, seconds in times.parts.items()})
+        shares = " · ".join(f"{part} {seconds / times.seconds:.1%}" for part, seconds in times.parts.items())
+        self.say(f"step {step}: {times.seconds:.3f} s: {shares}")
 
     def saved(self, step: int, folder: Path, seconds: float, blocked_seconds: float, bytes: int) -> None:
         """Report a complete checkpoint.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.fp8_utils import correct_amax_history_if_needed
 from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer.optimizer_config import ParamKey
 from megatron.core.transformer.module import Float16Module
@@ -17,6 +18,44 @@ from megatron_native.config.megatron import MegatronConfigs
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.models.gpt import build_model_chunks
+from megatron_native.training.user_buffers import without_user_buffers
+
+
+class ParameterGather:
+    """The gathering of weights that overlaps with the forward pass (`parallel.overlap_param_gather`), switched on and off.
+
+    The distributed optimizer updates a shard of the weights on every rank. With the overlap a rank gets the others' shards
+    while it goes through the next forward pass; between an update and that pass its weights are not whole. Without the
+    overlap, everything here does nothing.
+    """
+
+    def __init__(self, chunks: Sequence[Any], configs: MegatronConfigs) -> None:
+        self._chunks, self._config = chunks, configs.transformer
+        self.overlaps = configs.ddp.overlap_param_gather
+        """Whether the next forward pass gathers."""
+        self._can_overlap = self.overlaps
+        self._param_sync = self._config.param_sync_func
+
+    def stop(self, gather: bool = True) -> None:
+        """Let forward passes gather nothing. Collective.
+
+        Args:
+            gather: gather now; False where the weights are whole, as after a load: then a fault of the load stays on
+                its own rank and shows there.
+        """
+        if self.overlaps:
+            for chunk in self._chunks:
+                chunk.disable_forward_pre_hook(param_sync=gather)
+            self._config.param_sync_func = None
+            self.overlaps = False
+
+    def start(self) -> None:
+        """Let forward passes gather, as after the first update."""
+        if self._can_overlap and not self.overlaps:
+            for chunk in self._chunks:
+                chunk.enable_forward_pre_hook()
+            self._config.param_sync_func = self._param_sync
+            self.overlaps = True
 
 
 @dataclass
@@ -27,6 +66,26 @@ class TrainableModel:
     """DistributedDataParallel around (Float16Module around) LanguageModel, one per virtual stage."""
     optimizer: Any
     configs: MegatronConfigs
+    gather: ParameterGather = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gather = ParameterGather(self.chunks, self.configs)
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """For what reads or runs the model outside a training step: evaluation, checks, a save. Collective.
+
+        Inside, weights are whole on every rank and forward passes may be of any length: nothing is gathered while they
+        run, and tensor-parallel communication doesn't go through buffers of the training step's size.
+        """
+        overlapped = self.gather.overlaps
+        self.gather.stop()
+        try:
+            with without_user_buffers(self.chunks):
+                yield
+        finally:
+            if overlapped:
+                self.gather.start()
 
     @property
     def modules(self) -> list[Any]:
@@ -63,6 +122,9 @@ def build_trainable_model(run: RunConfig, model: ModelConfig, configs: MegatronC
         chunk.to(device)
     if config.bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
+    if config.fp8_param and configs.layer_spec == "transformer_engine":
+        # Wrapping has written to the FP8 weights; before Transformer Engine 2 that stayed in their history of largest values.
+        correct_amax_history_if_needed(chunks)
     chunks = [
         DistributedDataParallel(config, configs.ddp, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
@@ -96,6 +158,6 @@ def _connect(chunks: Sequence[Any], optimizer: Any, configs: MegatronConfigs) ->
             config.grad_sync_func = [chunk.start_grad_sync for chunk in chunks]
     else:
         config.no_sync_func = nullcontext
-    if configs.ddp.overlap_param_gather:
+    if configs.ddp.align_param_gather:  # the schedule starts a chunk's gathering; otherwise the layers' own hooks do
         param_sync = [chunk.start_param_sync for chunk in chunks]
         config.param_sync_func = param_sync[0] if len(param_sync) == 1 else param_sync

@@ -15,7 +15,8 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_native.training.batches import MicroBatch
+from megatron_native.training.batches import MicroBatch, context_parallel_batches
+from megatron_native.training.step_time import timed, timers_of
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ def run_schedule(
 ) -> list[dict[str, Tensor]]:
     """Run micro-batches of one shape through megatron-core's pipeline schedule; the last stage returns their reports.
 
-    `forward` is the hook of each micro-batch, by default the loss of its counted tokens.
+    Micro-batches are whole; with context parallelism each rank takes its part of them here. `forward` is the hook of each,
+    by default the loss of its counted tokens.
     """
+    batches, length = context_parallel_batches(batches)
+    micro_batch_size = batches[0].tokens.shape[0]
     iterators = [iter(batches) for _ in chunks]
-    micro_batch_size, length = batches[0].tokens.shape
     schedule = get_forward_backward_func()
     return schedule(
         forward_step_func=forward,
@@ -81,12 +84,15 @@ def run_schedule(
 
 
 def reduce_reports(reports: list[dict[str, Tensor]], device: torch.device) -> tuple[float, int]:
-    """Total loss (nats) and counted tokens over all micro-batches and data-parallel ranks, known to every rank."""
+    """Total loss (nats) and counted tokens over all micro-batches and the ranks that share them, known to every rank.
+
+    Data-parallel ranks have micro-batches of their own, context-parallel ranks parts of the same.
+    """
     total = torch.zeros(2, dtype=torch.float64, device=device)
     if parallel_state.is_pipeline_last_stage():
         for report in reports:
             total += report["report"]
-        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
     return float(total[0]), int(total[1])
@@ -99,13 +105,17 @@ def compute_gradients(
 
     Computing it again with the same batches gives the same result.
     """
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
+    timers = timers_of(chunks)
+    with timed(timers, "optimizer"):
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        optimizer.zero_grad()
     reports = run_schedule(chunks, batches)
-    loss, tokens = reduce_reports(reports, device)
-    optimizer.prepare_grads()
-    norm = optimizer.get_grad_norm()
+    with timed(timers, "communication"):
+        loss, tokens = reduce_reports(reports, device)
+    with timed(timers, "optimizer"):
+        optimizer.prepare_grads()
+        norm = optimizer.get_grad_norm()
     return StepResult(loss / max(1, tokens), tokens, float(norm))
 
 

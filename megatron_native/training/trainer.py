@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from megatron_native.training.batches import sample_numbers, step_micro_batches
 from megatron_native.training.boundaries import assert_boundaries
 from megatron_native.training.checkpoints import Checkpointer, SavedCheckpoint
 from megatron_native.training.course import Course, StepPlan
+from megatron_native.training.cuda_settings import prepare_device, without_effect
 from megatron_native.training.data_source import open_run_data, run_data
 from megatron_native.training.early_stop import EarlyStop, write_best
 from megatron_native.training.evaluation import HeldoutEvaluation
+from megatron_native.training.flop_rate import described, peak_of, speed_figures
 from megatron_native.training.forgetting import ForgettingMonitor, reweight
 from megatron_native.training.import_gate import check_import, check_masters
 from megatron_native.training.incidents import Incidents
@@ -48,6 +51,7 @@ from megatron_native.training.shape import read_model
 from megatron_native.training.sharded_state import reset_moments
 from megatron_native.training.signals import STOP_SIGNALS, StopRequest
 from megatron_native.training.step import StepResult, apply_update, compute_gradients
+from megatron_native.training.step_duties import StepDuties
 from megatron_native.training.watchdog import Watchdog
 
 
@@ -67,6 +71,7 @@ class Trainer:
         self.model_config = read_model(run)
         check_layout(run, self.model_config, platform.world_size, platform.name)
         initialize_parallel_state(run)
+        prepare_device(run, self.model_config, platform)
         seed_everything(run.seed)
         spec = resolve_layer_spec(run, platform.name, has_transformer_engine())
         self.configs = megatron_configs(run, self.model_config, platform.name, spec, has_nvidia_apex())
@@ -86,6 +91,8 @@ class Trainer:
             run.run_dir / "metrics.jsonl", self.course.total_steps, self.progress.step, run.logging.interval,
             platform.is_main, tensorboard=run.run_dir / "tensorboard" if run.logging.tensorboard else None,
         )  # fmt: skip
+        self.duties = StepDuties(run, self.model, platform, self.metrics, partial(print, flush=True))
+        self.peak = peak_of(run, platform)
         self.watchdog = Watchdog(
             run.run_dir, platform.rank, platform.world_size, run.faults.stall_seconds,
             on_stall=lambda step, message, details: self._stalled(step, message, details),
@@ -111,8 +118,11 @@ class Trainer:
             RunStoppedError: a rule about losses or held-out sets stopped the run; it is saved.
         """
         with StopRequest() as stop, self.watchdog:
-            self._begin()
-            reason = self._loop(stop)
+            self.model.gather.stop(gather=False)  # until the first update
+            with self.model.between_steps():
+                self._begin()
+            with self.duties:
+                reason = self._loop(stop)
             if self._unsaved:
                 self._save()
             self._say_saves(self.checkpointer.wait())
@@ -141,6 +151,7 @@ class Trainer:
         while not self.early_stop.exhausted and (plan := self.course.next_step()) is not None:
             if run.training.stop_after is not None and self.progress.step >= run.training.stop_after:
                 return "training.stop_after"
+            self.duties.begin(plan.step)
             self._enter(plan)
             verdict = self._take(plan)
             if verdict.stops:
@@ -149,14 +160,16 @@ class Trainer:
             if verdict.rolls_back:
                 self._save()  # so that what is passed over stays so
                 continue
-            self._say_saves(self.checkpointer.poll())
+            with self.duties.part("checkpoint"):
+                self._say_saves(self.checkpointer.poll())
             self.incidents.flush()
             if self._due(run.evaluation.interval) and self.course.next_step() is not None and self._evaluate():
                 return "stopped"
             if self.early_stop.exhausted:
                 self.incidents.record(kinds.EARLY_STOP, self.early_stop.message, plan.step, self.early_stop.state())
                 return None
-            signal = self._agreed(stop.requested)
+            with self.duties.part("communication"):
+                signal = self._agreed(stop.requested)
             if signal:
                 message = f"{signal} came: the run stops after step {plan.step} and is saved"
                 self.incidents.record(kinds.STOP_REQUESTED, message, plan.step)
@@ -177,7 +190,8 @@ class Trainer:
             plan.samples, plan.phase.micro_batch_size, parallel_state.get_data_parallel_rank(),
             data_parallel_size(run, self.platform.world_size),
         )  # fmt: skip
-        batches = list(step_micro_batches(self.data, numbers, self.platform.device, run.data.document_boundaries))
+        with self.duties.part("data"):
+            batches = list(step_micro_batches(self.data, numbers, self.platform.device, run.data.document_boundaries))
         interval, logits = run.logging.norms_interval, None
         measured = interval > 0 and plan.step % interval == 0
 
@@ -201,15 +215,20 @@ class Trainer:
             if measured:
                 norms = measure_norms(self.model, gradients=True, logits=logits)
             self.watchdog.at(plan.step, "updating")
-            apply_update(self.model.optimizer, result, plan.learning_rate, run.optimizer.weight_decay)
+            with self.duties.part("optimizer"):
+                apply_update(self.model.optimizer, result, plan.learning_rate, run.optimizer.weight_decay)
+            self.model.gather.start()
         else:
             self.course.ledger.not_learned.append(plan.step)
         self.course.done(plan)
         self._unsaved = True
         self.metrics.set_total_steps(self.course.total_steps)
+        seconds = time.monotonic() - started
+        length, processes = plan.phase.seq_length, self.platform.world_size
         self.metrics.step(
-            plan.step, result, plan.learning_rate, time.monotonic() - started, self.progress.consumed_samples,
-            self.progress.consumed_tokens, phase=plan.phase.name, batch=plan.batch_size,
+            plan.step, result, plan.learning_rate, seconds, self.progress.consumed_samples, self.progress.consumed_tokens,
+            phase=plan.phase.name, batch=plan.batch_size,
+            speed=speed_figures(self.model_config, length, plan.tokens, seconds, processes, self.peak),
         )  # fmt: skip
         if norms is not None:
             self.metrics.norms(plan.step, norms)
@@ -286,7 +305,8 @@ class Trainer:
         """Measure the held-out sets and apply the rules; whether one says to stop."""
         started, stops = time.monotonic(), False
         self.watchdog.at(self.progress.step, "evaluating")
-        scores = self.evaluation.measure(self.model.chunks)
+        with self.duties.part("evaluation"), self.model.between_steps():
+            scores = self.evaluation.measure(self.model.chunks)
         self.metrics.evaluation(self.progress.step, scores, time.monotonic() - started)
         figures = {name: score.bits_per_byte for name, score in scores.items()}
         for verdict in self.forgetting.judge(self.progress.step, figures):
@@ -320,7 +340,8 @@ class Trainer:
             "position": self.progress.state(), "judgement": self.judgement.state(), "forgetting": self.forgetting.state(),
             "early_stop": self.early_stop.state(),
         }  # fmt: skip
-        self.checkpointer.save(self.progress.step, self.model, state, self.restored.travelling, run_files, self._kept())
+        with self.duties.part("checkpoint"), self.model.between_steps():
+            self.checkpointer.save(self.progress.step, self.model, state, self.restored.travelling, run_files, self._kept())
         self._write_ledger()
         self._unsaved = False
         self._say_saves(self.checkpointer.poll())
@@ -415,6 +436,9 @@ class Trainer:
             f"{parallel.pipeline_model_parallel_size}{f' × VPP {virtual}' if virtual else ''} × DP "
             f"{data_parallel_size(run, self.platform.world_size)}{batch}"
         )
+        for line in (described(self.peak, run, self.platform), without_effect(run, self.platform)):
+            if line is not None:
+                self.say(line)
         if self.progress.step:
             self.say(f"resumed from {self.restored.folder}: {self.progress.step} of {self.course.total_steps} steps done")
 

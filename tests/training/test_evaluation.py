@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -77,3 +78,24 @@ def test_evaluating_leaves_training_as_it_was(tmp_path: Path, token_dataset: Pat
     ]  # fmt: skip
     assert len(losses[0]) == 4
     assert losses[0] == losses[1]
+
+
+def test_weights_are_whole_where_their_gathering_overlaps(tmp_path: Path, token_dataset: Path) -> None:
+    """Two processes that update halves and gather in the next forward pass evaluate what one process does."""
+    import_hf(make_tiny_model(tmp_path / "hf", "llama3.1"), tmp_path / "imported")
+    heldout = tmp_path / "heldout.jsonl"
+    heldout.write_text(json.dumps({"id": "1", "text": TEXTS[0]}) + "\n")
+    figures = []
+    for processes, parallel in ((1, {}), (2, {"overlap_grad_reduce": True, "overlap_param_gather": True})):
+        config = run_config(
+            tmp_path / str(processes), tmp_path / "imported", token_dataset, training={"steps": 4}, parallel=parallel,
+            optimizer={"warmup_steps": 1, "adam_eps": 1e-5},
+            evaluation={"heldout": [{"name": "a", "path": str(heldout)}], "interval": 1},
+        )  # fmt: skip
+        run_jobs(tmp_path, processes, [{"train": config}])
+        records = [json.loads(line) for line in (tmp_path / str(processes) / "metrics.jsonl").read_text().splitlines()]
+        figures.append([record["heldout"]["a"]["loss"] for record in records if "heldout" in record])
+    one, two = figures
+    assert len(one) == 5
+    assert min(abs(before - after) for before, after in itertools.pairwise(one)) > 1e-3, "every update shows"
+    assert two == pytest.approx(one, abs=1e-5)

@@ -20,6 +20,8 @@ from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config, write_token_dataset
 
 TP, PP, VPP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"
+REDUCE, GATHER = {"overlap_grad_reduce": True}, {"overlap_grad_reduce": True, "overlap_param_gather": True}
+COUNTED = {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one process": (1, {}),
     "TP2": (2, {TP: 2}),
@@ -31,11 +33,20 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2 × PP2": (4, {TP: 2, PP: 2}),
     "TP2 × PP2 with sequence parallel": (4, {TP: 2, PP: 2, "sequence_parallel": True}),
     "PP2 × DP2": (4, {PP: 2}),
+    "DP2 with overlapped reduction": (2, REDUCE),
+    "DP2 with overlapped reduction, without distributed optimizer": (2, {**REDUCE, "use_distributed_optimizer": False}),
+    "DP2 with overlapped reduction and gathering": (2, GATHER),
+    "PP2 with 2 virtual stages × DP2 with overlapped reduction and gathering": (4, {PP: 2, VPP: 2, **GATHER}),
+    "PP2, one layer and three": (2, {PP: 2, "num_layers_in_first_pipeline_stage": 1}),
+    "PP2, three layers and one": (2, {PP: 2, "num_layers_in_last_pipeline_stage": 1}),
+    "PP2 by a layout, one layer and three": (2, {PP: 2, "pipeline_layout": "Et|t*3,L"}),
+    "PP2 with 2 virtual stages by a layout, the loss alone": (2, {PP: 2, VPP: 2, "pipeline_layout": "E|t*3|t|L"}),
+    "PP3, embedding and loss counted as layers": (3, {PP: 3, **COUNTED}),
 }
 # One shape in every layout; the others where they could differ: ties between stages, biases of split projections.
 SHAPES = {
     "llama3.1": tuple(LAYOUTS),
-    "tied-llama": ("one process", "PP2", "TP2 × PP2"),
+    "tied-llama": ("one process", "PP2", "TP2 × PP2", "PP2 with 2 virtual stages by a layout, the loss alone"),
     "qwen1.5": ("one process", "TP2 with sequence parallel"),
 }
 
@@ -45,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folders `<shape>/<layout>`, each with checkpoints after steps 1 and 10."""
     folder = tmp_path_factory.mktemp("agreement")
     prefix = write_token_dataset(folder / "tokens_text_document", seed=7)
-    jobs: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
+    jobs: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 3: [], 4: []}
     # Adam divides by the root of the second moment: an epsilon above the rounding noise keeps gradients that are zero in
     # theory (of key biases, which the softmax cancels) from becoming steps of full size.
     optimizer = {"adam_eps": 1e-5}

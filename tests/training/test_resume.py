@@ -29,12 +29,13 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs: undisturbed at PP2; stopped after step 5 at PP2 and resumed at PP2, at TP2, on one process."""
+    """Runs: undisturbed at PP2; stopped after step 5 at PP2 and resumed at PP2, at TP2, on one process; from stages of
+    one and three layers to one process, and from one process to stages of three layers and one."""
     folder = tmp_path_factory.mktemp("resume")
     prefix = write_token_dataset(folder / "tokens_text_document", seed=3)
     import_hf(make_tiny_model(folder / "hf", "tied-llama"), folder / "imported")
 
-    def job(name: str, stop: int, precision: str = "fp32", **parallel: int) -> dict[str, Any]:
+    def job(name: str, stop: int, precision: str = "fp32", **parallel: Any) -> dict[str, Any]:
         config = run_config(
             folder / name, folder / "imported", prefix, parallel=parallel,
             training={"stop_after": stop, "precision": precision}, optimizer={"adam_eps": 1e-5},
@@ -47,8 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if layout:
             two.append(job(name, 10, **layout))
     two += [job("same bf16", 5, "bf16", **{PP: 2}), job("same bf16", 10, "bf16", **{PP: 2})]
+    two.append(job("uneven to one", 5, **{PP: 2, "pipeline_layout": "Et|t*3,L"}))
     run_jobs(folder, 2, two)
-    run_jobs(folder, 1, [job("to one", 10)])
+    run_jobs(folder, 1, [job("to one", 10), job("uneven to one", 10), job("one to uneven", 5)])
+    run_jobs(folder, 2, [job("one to uneven", 10, **{PP: 2, "num_layers_in_last_pipeline_stage": 1})])
     return folder
 
 
@@ -63,7 +66,7 @@ def test_same_layout_resumes_bit_for_bit(folder: Path, precision: str) -> None:
         assert torch.equal(ours[key], tensor), key
 
 
-@pytest.mark.parametrize("name", ["to TP2", "to one"])
+@pytest.mark.parametrize("name", ["to TP2", "to one", "uneven to one", "one to uneven"])
 def test_other_layout_resumes_to_rounding(folder: Path, name: str) -> None:
     assert losses(folder / name) == pytest.approx(losses(folder / "undisturbed"), abs=1e-5)
     ours, theirs = tensors(folder / name), tensors(folder / "undisturbed")
