@@ -104,10 +104,11 @@ def _context_findings(run: RunConfig, model: ModelConfig, platform: PlatformKind
         )
     elif run.layer_spec == "torch":
         yield f"{name} needs Transformer Engine's attention, and layer_spec is 'torch': set one of them otherwise"
-    if run.data.document_boundaries:
+    if run.data.document_boundaries and run.parallel.tp_comm_overlap:
         yield (
-            f"{name} cuts every document into {2 * cp} equal parts, and with data.document_boundaries documents have any "
-            "length: set it to 1 and raise tensor_model_parallel_size instead, or set data.document_boundaries=false"
+            f"{name} cuts every document into {2 * cp} equal parts, and with data.document_boundaries each is padded for that, "
+            "so that a batch's length varies, which the buffers of parallel.tp_comm_overlap can't: set context_parallel_size "
+            "to 1 and raise tensor_model_parallel_size instead, or switch one of the other two off"
         )
     if run.parallel.cp_comm_type == "a2a" and (model.num_query_groups // tp) % cp:
         yield (

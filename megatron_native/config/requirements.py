@@ -52,11 +52,6 @@ def check_requirements(run: RunConfig, model: ModelConfig, machine: Machine) -> 
         UserError: names every setting that asks for too much, what is there, and what would do.
     """
     findings = _version_findings(run, machine)
-    if run.parallel.context_parallel_size > 1:
-        findings.append(
-            f"parallel.context_parallel_size {run.parallel.context_parallel_size} can be planned and not trained with yet: no "
-            "sequence is cut over its processes. Set it to 1 and raise tensor_model_parallel_size"
-        )
     if run.training.precision == "fp8":
         findings += _capability_findings(run, machine) + fp8_dimension_findings(run, model)
     if findings:

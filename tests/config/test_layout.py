@@ -47,8 +47,11 @@ def test_context_parallelism_cuts_a_sequence_into_two_parts_a_process() -> None:
     assert "data.seq_length 4100 / context_parallel_size 2 is no multiple of tensor_model" in refused(sections)
 
 
-def test_context_parallelism_can_not_keep_documents_apart() -> None:
-    assert "set data.document_boundaries=false" in refused({"parallel": {"context_parallel_size": 2}})
+def test_context_parallelism_keeps_documents_apart_without_the_buffers_of_tensor_parallelism() -> None:
+    accepted({"parallel": {"context_parallel_size": 2}})
+    parallel = {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True, "tp_comm_overlap": True}
+    assert "a batch's length varies" in refused({"parallel": parallel})
+    accepted({"parallel": parallel, "data": {"document_boundaries": False}})
 
 
 @pytest.mark.parametrize(

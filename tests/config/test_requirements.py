@@ -96,8 +96,11 @@ def test_what_only_transformer_engine_can_do_is_named() -> None:
     assert requires_transformer_engine(run_of()) == []
 
 
-def test_context_parallelism_is_for_plans_until_sequences_are_cut() -> None:
-    assert "can be planned and not trained with yet" in refused({"parallel": {"context_parallel_size": 2}})
+def test_context_parallelism_is_transformer_engines() -> None:
+    sections = {"parallel": {"context_parallel_size": 2}}
+    check_requirements(run_of(**sections), LLAMA3_8B, H100)
+    said = refused(sections, replace(H100, transformer_engine=None))
+    assert "parallel.context_parallel_size=2 needs Transformer Engine" in said
 
 
 def test_the_deferred_gradient_needs_apex() -> None:
