@@ -47,12 +47,29 @@ def drop_bias(tensors: Tensors, config: dict[str, Any]) -> None:
     tensors["model.layers.0.self_attn.v_proj.bias"].zero_()
 
 
+def swap_query_and_key_norms(tensors: Tensors, config: dict[str, Any]) -> None:
+    query, key = (f"model.layers.1.self_attn.{name}_norm.weight" for name in "qk")
+    tensors[query], tensors[key] = tensors[key], tensors[query]
+
+
+def flatten_key_norm(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors["model.layers.3.self_attn.k_norm.weight"].fill_(1.0)
+
+
+def swap_gate_and_up(tensors: Tensors, config: dict[str, Any]) -> None:
+    gate, up = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
+    tensors[gate], tensors[up] = tensors[up], tensors[gate]
+
+
 FAULTS: dict[str, tuple[str, Callable[[Tensors, dict[str, Any]], None]]] = {
     "swapped norms": ("llama2", swap_norms),
     "dropped rope scaling": ("llama3.1", drop_rope_scaling),
     "permuted query heads": ("llama3.1", permute_query_heads),
     "another epsilon": ("llama2", change_epsilon),
     "a missing bias": ("qwen1.5", drop_bias),
+    "swapped query and key norms": ("qwen3", swap_query_and_key_norms),
+    "a key norm of ones": ("qwen3", flatten_key_norm),
+    "swapped gate and up": ("mistral", swap_gate_and_up),
 }
 
 

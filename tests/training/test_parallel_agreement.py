@@ -32,11 +32,13 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2 × PP2 with sequence parallel": (4, {TP: 2, PP: 2, "sequence_parallel": True}),
     "PP2 × DP2": (4, {PP: 2}),
 }
-# One shape in every layout; the others where they could differ: ties between stages, biases of split projections.
+# One shape in every layout; the others where they could differ: ties between stages, biases of split projections, norms of
+# split heads, whose gradients have to be summed over the tensor parallel ranks with and without sequence parallelism.
 SHAPES = {
     "llama3.1": tuple(LAYOUTS),
     "tied-llama": ("one process", "PP2", "TP2 × PP2"),
     "qwen1.5": ("one process", "TP2 with sequence parallel"),
+    "qwen3": ("one process", "TP2", "TP2 × PP2 with sequence parallel"),
 }
 
 
