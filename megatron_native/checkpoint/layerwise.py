@@ -131,7 +131,9 @@ class TransformersLayers:
         self._keywords: dict[str, dict[str, Any]] = {}
         _check_memory(self._weights)
         try:
-            settings = transformers.AutoConfig.from_pretrained(hf_folder, local_files_only=True, trust_remote_code=False)
+            settings = transformers.AutoConfig.from_pretrained(
+                hf_folder, local_files_only=True, trust_remote_code=False
+            )
             with torch.device("meta"):
                 model: Any = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -176,7 +178,9 @@ class TransformersLayers:
 
     def _read(self, name: str) -> Tensor:
         if name not in self._weights.specs:
-            raise UserError(f"{self._weights.folder} has no tensor '{name}', which its model needs; finish its download.")
+            raise UserError(
+                f"{self._weights.folder} has no tensor '{name}', which its model needs; finish its download."
+            )
         return self._weights.read(name)
 
 
@@ -187,7 +191,7 @@ def _first(result: Any) -> Tensor:
 
 
 def output_in_blocks(normed: Texts, weight: Tensor) -> Texts:
-    """Logits [n, vocabulary] in FP32 from normalised hidden states [n, hidden] and a weight [vocabulary, hidden] of any dtype."""
+    """Logits in FP32 from normalised hidden states [n, hidden] and a [vocabulary, hidden] weight of any dtype."""
     vocabulary = weight.shape[0]
     logits = {name: torch.empty(states.shape[0], vocabulary) for name, states in normed.items()}
     for start in range(0, vocabulary, OUTPUT_ROWS):

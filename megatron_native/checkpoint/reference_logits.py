@@ -156,7 +156,9 @@ def load_reference_logits(path: Path) -> list[ReferenceText]:
                 for name in json.loads(metadata["texts"])
             ]
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable reference file ({in_one_line(error)}); import the model again.") from error
+        raise UserError(
+            f"{path} is no readable reference file ({in_one_line(error)}); import the model again."
+        ) from error
 
 
 def compare_logits(references: list[ReferenceText], logits: dict[str, Tensor]) -> LogitComparison:
@@ -165,10 +167,12 @@ def compare_logits(references: list[ReferenceText], logits: dict[str, Tensor]) -
     for text in references:
         new = logits[text.name].float()[:, : text.logits.shape[1]]
         rows = new[text.positions]
-        difference = torch.stack([
-            (rows - text.logits).abs().max(),
-            (new.gather(1, text.top_ids) - text.top_logits).abs().max(),
-        ]).max()
+        difference = torch.stack(
+            [
+                (rows - text.logits).abs().max(),
+                (new.gather(1, text.top_ids) - text.top_logits).abs().max(),
+            ]
+        ).max()
         largest = max(largest, difference.item()) if torch.isfinite(difference) else math.inf
         expected = text.logits.double().log_softmax(-1)
         divergence += (expected.exp() * (expected - rows.double().log_softmax(-1))).sum().item()
@@ -207,9 +211,7 @@ def _compact(ids: Tensor, logits: Tensor) -> dict[str, Tensor]:
     }
 
 
-def reference_inputs(
-    tokenizer_folder: Path | None, vocab_size: int, max_position_embeddings: int
-) -> dict[str, Tensor]:
+def reference_inputs(tokenizer_folder: Path | None, vocab_size: int, max_position_embeddings: int) -> dict[str, Tensor]:
     """Ids [n] of the fixed texts, by their names; fixed pseudo-random ids where there is no tokenizer (None).
 
     Raises `UserError` when the tokenizer does not load, or gives an id outside the vocabulary.
@@ -269,7 +271,9 @@ def _free_of_the_machine() -> int | None:
         return None
 
 
-def _free_of_the_control_group(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+def _free_of_the_control_group(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
     """What control groups (version 2) leave of their limits: the least of this process's group and those around it."""
     try:
         path = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))

@@ -34,7 +34,9 @@ def _refuse_window(hf: Mapping[str, Any]) -> None:
     positions = required_count(hf, "max_position_embeddings")
     if window is None or (isinstance(window, int) and window >= positions):
         return
-    stated = f"sliding_window = {window!r}" if "sliding_window" in hf else f"no sliding_window, which stands for {window}"
+    stated = (
+        f"sliding_window = {window!r}" if "sliding_window" in hf else f"no sliding_window, which stands for {window}"
+    )
     raise UserError(
         f"config.json has {stated}, but attention here always sees the whole sequence, and max_position_embeddings = "
         f"{positions} goes beyond the window. Within {window} tokens the two are the same: to train and use this model "

@@ -159,5 +159,7 @@ to give and says so with an empty one a layer. What a model does not ask for is 
 def extra_state_objects(config: ModelConfig) -> list[str]:
     """Names of the `_extra_state` objects that a model asks its checkpoint for, Transformer Engine's norms among them."""
     layers = range(config.num_layers)
-    stacked = [f"{module}._extra_state/shard_{n}_{config.num_layers}" for module in _EXTRA_STATE_MODULES for n in layers]
+    stacked = [
+        f"{module}._extra_state/shard_{n}_{config.num_layers}" for module in _EXTRA_STATE_MODULES for n in layers
+    ]
     return [*stacked, "decoder.final_layernorm._extra_state/shard_0_1"]

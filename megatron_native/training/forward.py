@@ -58,7 +58,9 @@ def checkpoint_logits(
     return results
 
 
-def checkpoint_layers(checkpoint: Path, length: int, platform: Platform, precision: Precision = "fp32") -> MegatronLayers:
+def checkpoint_layers(
+    checkpoint: Path, length: int, platform: Platform, precision: Precision = "fp32"
+) -> MegatronLayers:
     """The checkpoint's model one layer at a time, for sequences of up to `length` ids.
 
     Needs a platform of one process. Parallel state is initialised here.
@@ -100,7 +102,9 @@ def compare_with_transformers(
     try:
         if expected is None:
             length = max(len(ids) for ids in inputs.values())
-            return compare_layers(TransformersLayers(hf_folder), checkpoint_layers(checkpoint, length, platform), inputs)
+            return compare_layers(
+                TransformersLayers(hf_folder), checkpoint_layers(checkpoint, length, platform), inputs
+            )
         logits = checkpoint_logits(checkpoint, [ids.tolist() for ids in inputs.values()], platform)
     finally:
         stop_platform()

@@ -84,7 +84,8 @@ class MegatronLayers:
         ).to(self._device)
         norm.weight.data.copy_(self._read_whole(_NORM))
         normed = {
-            name: norm(states.to(self._device, self._megatron.params_dtype)).float().cpu() for name, states in hidden.items()
+            name: norm(states.to(self._device, self._megatron.params_dtype)).float().cpu()
+            for name, states in hidden.items()
         }
         return output_in_blocks(normed, self._read_whole(_EMBEDDING if self.config.tie_word_embeddings else _OUTPUT))
 

@@ -46,7 +46,9 @@ def test_losses_equal_those_of_transformers_and_adamw(tmp_path: Path, token_data
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}], betas=(0.9, 0.95), eps=1e-8
+        [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        eps=1e-8,
     )
     index = SequenceIndex(IndexedTokens(token_dataset), SEQ_LENGTH, 1234, token_dataset.name)
     theirs, norms = [], []
