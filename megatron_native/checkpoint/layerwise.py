@@ -144,7 +144,8 @@ class TransformersLayers:
         self._body: Any = model.model
         # Its frequencies are made when it is built, from the configuration alone.
         self._body.rotary_emb = type(self._body.rotary_emb)(config=settings)
-        self._fill(self._body.norm, _NORM.removesuffix("weight"))
+        self._body.norm.load_state_dict({"weight": self._read(_NORM).float()}, assign=True)
+        self._buffers: dict[str, Tensor] = {}
         self._layers = list(self._body.layers)
         self._recorder = _Recorder()
         self._body.layers = nn.ModuleList([self._recorder])
@@ -162,10 +163,7 @@ class TransformersLayers:
         """See `LayeredModel`."""
         module = self._layers[layer]
         self._fill(module, _LAYER.format(layer=layer))
-        try:
-            return {name: _first(module(states[None], **self._keywords[name]))[0] for name, states in hidden.items()}
-        finally:
-            module.to_empty(device="meta")
+        return {name: _first(module(states[None], **self._keywords[name]))[0] for name, states in hidden.items()}
 
     def logits(self, hidden: Texts) -> Texts:
         """See `LayeredModel`."""
@@ -173,8 +171,22 @@ class TransformersLayers:
         return output_in_blocks(normed, self._read(_EMBEDDING if self.config.tie_word_embeddings else _OUTPUT))
 
     def _fill(self, module: nn.Module, prefix: str) -> None:
-        """Give a module on the meta device its weights in FP32, all of them."""
-        module.load_state_dict({name: self._read(prefix + name).float() for name in module.state_dict()}, assign=True)
+        """Give a layer on the meta device its weights in FP32, all of them, in the memory that the layer before it had.
+
+        Allocated anew for each layer, tensors of some megabytes would leave the heap in pieces that never come back.
+        """
+        for name, described in module.state_dict().items():
+            weight = self._read(prefix + name)
+            buffer = self._buffers.setdefault(name, torch.empty(0))
+            if weight.shape != described.shape:
+                raise UserError(
+                    f"{self._weights.folder}: '{prefix + name}' has shape {list(weight.shape)}, but config.json makes it "
+                    f"{list(described.shape)}; the two don't belong together."
+                )
+            if buffer.shape != weight.shape:
+                buffer = self._buffers[name] = torch.empty(weight.shape)
+            buffer.copy_(weight)
+        module.load_state_dict({name: self._buffers[name] for name in module.state_dict()}, assign=True)
 
     def _read(self, name: str) -> Tensor:
         if name not in self._weights.specs:
@@ -202,17 +214,14 @@ def output_in_blocks(normed: Texts, weight: Tensor) -> Texts:
 
 
 def layer_memory(weights: HfWeights) -> int:
-    """Bytes that running layer by layer takes at most, about: a layer in FP32 and as stored, and the largest tensor twice."""
-    sizes: dict[str, tuple[int, int]] = {}
-    largest = 0
+    """Bytes that two sides in step take, about: the largest layer of each in FP32, and the largest tensor as it is read."""
+    layers: dict[str, int] = {}
     for name, spec in weights.specs.items():
-        values = spec.bytes // DTYPES[spec.dtype].itemsize
-        largest = max(largest, spec.bytes)
         if name.startswith("model.layers."):
             layer = name.split(".")[2]
-            stored, wide = sizes.get(layer, (0, 0))
-            sizes[layer] = stored + spec.bytes, wide + 4 * values
-    return max((stored + wide for stored, wide in sizes.values()), default=0) + 2 * largest
+            layers[layer] = layers.get(layer, 0) + 4 * (spec.bytes // DTYPES[spec.dtype].itemsize)
+    largest = max((spec.bytes for spec in weights.specs.values()), default=0)
+    return 2 * max(layers.values(), default=0) + 2 * largest
 
 
 def _check_memory(weights: HfWeights) -> None:

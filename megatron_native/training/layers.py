@@ -91,8 +91,8 @@ class MegatronLayers:
 
     def _fill(self, layer: int) -> None:
         """Read a layer's weights into the one module; each of its weights has to get all of its values."""
-        missing = {key: weight.numel() for key, weight in self._targets().items()}
         targets = self._targets()
+        missing = {key: weight.numel() for key, weight in targets.items()}
         for piece in self._pieces[layer]:
             box = self._weights.reader.read(piece.key, piece.offset, piece.shape)[0]
             where = tuple(slice(start, start + extent) for start, extent in zip(piece.offset[1:], box.shape))
