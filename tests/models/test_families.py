@@ -1,6 +1,7 @@
 """Families read config.json as transformers does, refuse what they would compute wrongly, and write both spellings."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import transformers
 from megatron_native.config.model import ModelConfig, RopeScaling
 from megatron_native.errors import UserError
 from megatron_native.models.families import (
+    FAMILIES,
     export_config,
     family_of,
     model_pieces,
@@ -251,3 +253,11 @@ def test_a_folder_without_config_or_with_broken_json_is_a_user_error(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": ')
     with pytest.raises(UserError, match=r"config\.json is not readable as JSON"):
         read_hf_config(tmp_path)
+
+
+def test_the_page_of_families_has_a_row_for_each():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| `")}
+    for family in FAMILIES.values():
+        for model_type in family.model_types:
+            assert f"`{family.name}.py`" in rows[f"`{model_type}`"]

@@ -134,7 +134,8 @@ def test_planted_faults_are_noticed(logits: dict[str, torch.Tensor], fault: str)
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bf16_is_no_further_from_fp32_than_transformers_in_bf16(logits: dict[str, torch.Tensor], shape: str) -> None:
-    ours, rounding = against_fp32(logits, shape, f"{shape} in BF16"), against_fp32(logits, shape, f"transformers {shape} in BF16")
+    ours = against_fp32(logits, shape, f"{shape} in BF16")
+    rounding = against_fp32(logits, shape, f"transformers {shape} in BF16")
     assert 0 < ours.mean_kl <= BF16_FACTOR * rounding.mean_kl
     assert ours.top1_agreement >= 0.93 and ours.top1_agreement >= rounding.top1_agreement - 0.03
 
