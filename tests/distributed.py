@@ -134,7 +134,7 @@ def main(description: Path) -> None:
     """Do the jobs of a file, in order, on this process's place in the group.
 
     A job is `{"train": RunConfig}`, which builds a Trainer and fits it, or `{"logits": {"checkpoint", "ids",
-    "output"}}`, which saves the logits of a checkpoint for sequences of ids.
+    "output", "precision"}}`, which saves the logits of a checkpoint for sequences of ids, in FP32 or as it says.
     """
     from megatron_native.platform import start_platform
 
@@ -151,8 +151,10 @@ def main(description: Path) -> None:
 
             from megatron_native.training.forward import checkpoint_logits
 
-            logits = checkpoint_logits(Path(job["logits"]["checkpoint"]), job["logits"]["ids"], platform)
-            torch.save(logits, job["logits"]["output"])
+            asked = job["logits"]
+            precision = asked.get("precision", "fp32")
+            logits = checkpoint_logits(Path(asked["checkpoint"]), asked["ids"], platform, precision)
+            torch.save(logits, asked["output"])
         leave_groups()
 
 

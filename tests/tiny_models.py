@@ -63,6 +63,21 @@ SHAPES: dict[str, Shape] = {
         "qwen2",
         {**BASE, "num_key_value_heads": 4, "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}},
     ),
+    "qwen3": Shape(
+        "qwen3",
+        {
+            **BASE,
+            "num_key_value_heads": 4,
+            "head_dim": 32,  # twice hidden_size / num_attention_heads
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+        },
+    ),
+    "mistral": Shape(
+        "mistral",
+        {**BASE, "num_key_value_heads": 2, "head_dim": 24, "sliding_window": None, "rope_parameters": PLAIN_ROPE},
+    ),
 }
 """Heads, layers and vocabulary divide by 4 and key/value heads by 2, so each splits TP2, PP2, PP4 and PP2 × VPP2.
 Llama-3.1's frequencies fall in all three of its bands: kept, interpolated and stretched."""
@@ -89,6 +104,8 @@ def make_tiny_model(
     classes = {
         "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
     }
     make_config, make_model = classes[described.model_type]
     settings = make_config(**{**described.config, **config})

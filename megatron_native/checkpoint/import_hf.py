@@ -20,7 +20,7 @@ from megatron_native.config.model import ModelConfig
 from megatron_native.errors import UserError
 from megatron_native.manifest import already_done, build_manifest, file_entry, write_json
 from megatron_native.models.families import model_pieces, read_hf_config, to_model_config
-from megatron_native.models.weight_map import EXTRA_STATE_MODULES, Piece
+from megatron_native.models.weight_map import Piece, extra_state_objects
 from megatron_native.progress import progress
 
 STAGE = "import-hf"
@@ -180,9 +180,8 @@ def _convert(
                 }  # fmt: skip
             writer.write(piece.key, piece.global_shape, piece.offset, piece.to_megatron(tensors))
             bar.advance(sum(tensor.nbytes for tensor in tensors))
-    for module in EXTRA_STATE_MODULES:
-        for layer in range(config.num_layers):
-            writer.write_object(f"{module}._extra_state/shard_{layer}_{config.num_layers}", None)
+    for name in extra_state_objects(config):
+        writer.write_object(name, None)
     writer.finish()
     if tied_copy:
         records[TIED_OUTPUT] = dict(records[EMBEDDING])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,13 +90,13 @@ def record_reference_logits(
 ) -> None:
     """Run `hf_folder` in FP32 on the CPU over the fixed texts and write their logits to `output`.
 
-    Without a tokenizer (None) fixed pseudo-random ids stand for the texts. Raises `UserError` when the model or the
-    tokenizer does not load, when a token lies outside the vocabulary, or when memory would not suffice.
+    Where memory does not suffice for the whole model it is run a layer at a time. Without a tokenizer (None) fixed
+    pseudo-random ids stand for the texts. Raises `UserError` when the model or the tokenizer does not load, when a token
+    lies outside the vocabulary, or when not even a layer fits in memory.
     """
     import transformers
 
-    limit = min(MAX_TOKENS, max_position_embeddings)
-    inputs = _inputs(tokenizer_folder, vocab_size, limit)
+    inputs = reference_inputs(tokenizer_folder, vocab_size, max_position_embeddings)
     tensors: dict[str, Tensor] = {}
     for name, logits in run_transformers(hf_folder, inputs).items():
         if not torch.isfinite(logits).all():
@@ -110,15 +111,24 @@ def record_reference_logits(
     save_file(tensors, output, metadata)
 
 
-def run_transformers(hf_folder: Path, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Logits [n, vocab] in FP32 for each input of ids [n], by `transformers` on the CPU."""
+def run_transformers(
+    hf_folder: Path, inputs: dict[str, Tensor], layer_by_layer: bool | None = None
+) -> dict[str, Tensor]:
+    """Logits [n, vocab] in FP32 for each input of ids [n], by `transformers` on the CPU.
+
+    With `layer_by_layer` one layer is in memory at a time (`layerwise.py`); None decides by the memory that is free.
+    Raises `UserError` when the model does not load, or when not even a layer fits in memory.
+    """
     from megatron_native.platform.quiet import silence_libraries
 
     silence_libraries()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    _check_memory(hf_folder)
+    if layer_by_layer if layer_by_layer is not None else not fits_in_memory(hf_folder):
+        from megatron_native.checkpoint.layerwise import TransformersLayers, run_layers
+
+        return run_layers(TransformersLayers(hf_folder), inputs)
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             hf_folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
@@ -146,7 +156,9 @@ def load_reference_logits(path: Path) -> list[ReferenceText]:
                 for name in json.loads(metadata["texts"])
             ]
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable reference file ({in_one_line(error)}); import the model again.") from error
+        raise UserError(
+            f"{path} is no readable reference file ({in_one_line(error)}); import the model again."
+        ) from error
 
 
 def compare_logits(references: list[ReferenceText], logits: dict[str, Tensor]) -> LogitComparison:
@@ -155,10 +167,12 @@ def compare_logits(references: list[ReferenceText], logits: dict[str, Tensor]) -
     for text in references:
         new = logits[text.name].float()[:, : text.logits.shape[1]]
         rows = new[text.positions]
-        difference = torch.stack([
-            (rows - text.logits).abs().max(),
-            (new.gather(1, text.top_ids) - text.top_logits).abs().max(),
-        ]).max()
+        difference = torch.stack(
+            [
+                (rows - text.logits).abs().max(),
+                (new.gather(1, text.top_ids) - text.top_logits).abs().max(),
+            ]
+        ).max()
         largest = max(largest, difference.item()) if torch.isfinite(difference) else math.inf
         expected = text.logits.double().log_softmax(-1)
         divergence += (expected.exp() * (expected - rows.double().log_softmax(-1))).sum().item()
@@ -166,6 +180,21 @@ def compare_logits(references: list[ReferenceText], logits: dict[str, Tensor]) -
         positions += len(text.ids)
         full += len(text.positions)
     mean_kl = max(divergence / full, 0.0) if math.isfinite(divergence) else math.inf
+    return LogitComparison(largest, mean_kl, agreed / positions, positions)
+
+
+def compare_full_logits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LogitComparison:
+    """Compare logits [length, vocab_size] text by text, over every logit of every position."""
+    largest, divergence, agreed, positions = 0.0, 0.0, 0, 0
+    for name, reference in expected.items():
+        new = found[name]
+        difference = (new - reference).abs().max()
+        largest = max(largest, difference.item()) if torch.isfinite(difference) else math.inf
+        log_expected, log_new = reference.double().log_softmax(-1), new.double().log_softmax(-1)
+        divergence += float((log_expected.exp() * (log_expected - log_new)).sum())
+        agreed += int((new.argmax(-1) == reference.argmax(-1)).sum())
+        positions += len(reference)
+    mean_kl = max(divergence / positions, 0.0) if math.isfinite(divergence) else math.inf
     return LogitComparison(largest, mean_kl, agreed / positions, positions)
 
 
@@ -182,7 +211,12 @@ def _compact(ids: Tensor, logits: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _inputs(tokenizer_folder: Path | None, vocab_size: int, limit: int) -> dict[str, Tensor]:
+def reference_inputs(tokenizer_folder: Path | None, vocab_size: int, max_position_embeddings: int) -> dict[str, Tensor]:
+    """Ids [n] of the fixed texts, by their names; fixed pseudo-random ids where there is no tokenizer (None).
+
+    Raises `UserError` when the tokenizer does not load, or gives an id outside the vocabulary.
+    """
+    limit = min(MAX_TOKENS, max_position_embeddings)
     if tokenizer_folder is None:
         generator = torch.Generator().manual_seed(RANDOM_IDS_SEED)
         return {
@@ -208,17 +242,13 @@ def _inputs(tokenizer_folder: Path | None, vocab_size: int, limit: int) -> dict[
     return inputs
 
 
-def _check_memory(hf_folder: Path) -> None:
+def fits_in_memory(hf_folder: Path) -> bool:
+    """Whether the whole model in FP32 fits in the memory that is free; yes where that is not known."""
     from megatron_native.checkpoint.safetensors_files import HfWeights
 
     values = sum(spec.bytes // max(1, _width(spec.dtype)) for spec in HfWeights(hf_folder).specs.values())
-    needed = int(values * 4 * 1.1)
     available = available_memory()
-    if available is not None and needed > available:
-        raise UserError(
-            f"running {hf_folder} in FP32 needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB are "
-            "free; use a larger machine, or --no-reference-logits to go on without recorded logits."
-        )
+    return available is None or int(values * 4 * 1.1) <= available
 
 
 def _width(dtype: str) -> int:
@@ -228,9 +258,40 @@ def _width(dtype: str) -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that a new process could use without swapping, from /proc/meminfo; None where there is none."""
+    """Bytes that this process could use without swapping, or being killed by its control group; None where unknown."""
+    known = [size for size in (_free_of_the_machine(), _free_of_the_control_group()) if size is not None]
+    return min(known, default=None)
+
+
+def _free_of_the_machine() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None
+
+
+def _free_of_the_control_group(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int | None:
+    """What control groups (version 2) leave of their limits: the least of this process's group and those around it."""
+    try:
+        path = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return None
+    free = []
+    group = root / path.strip("/")
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(root):
+            break
+        try:
+            limit = int((folder / "memory.max").read_text())
+            used = int((folder / "memory.current").read_text())
+            files = next(
+                int(line.split()[1]) for line in (folder / "memory.stat").read_text().splitlines()
+                if line.startswith("inactive_file ")
+            )  # fmt: skip
+        except (OSError, ValueError, StopIteration):  # "max" is no number: no limit
+            continue
+        free.append(limit - used + files)
+    return min(free, default=None)

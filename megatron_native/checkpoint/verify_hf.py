@@ -2,17 +2,21 @@
 
 Tensors are compared one by one by the digest of their bytes, with only one piece of the model in memory. Logits of the
 folder, computed by transformers in FP32 on the CPU, are compared with those recorded at import; they are judged only
-where the weights are still the imported ones, since training changes them on purpose.
+where the weights are still the imported ones, since training changes them on purpose. On request the checkpoint is run
+through megatron-core too and compared with the folder under transformers, which holds at any step of training.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.export_hf import CheckpointWeights
+from megatron_native.checkpoint.layerwise import LayerDifference
 from megatron_native.checkpoint.reference_logits import (
     LogitComparison,
     compare_logits,
@@ -25,6 +29,10 @@ from megatron_native.progress import progress
 
 LOGIT_TOLERANCE = 1e-3
 """Largest |Δ| of an unchanged model's FP32 logits: the same code on the same weights, on another machine or version."""
+HIDDEN_TOLERANCE = 1e-4
+"""Relative difference of hidden states in FP32 above which two models are said to have parted."""
+REPORT_FORMAT = "megatron-native/verification/1"
+_PACKAGES = ("megatron-native", "megatron-core", "safetensors", "torch", "transformers")
 
 
 @dataclass
@@ -50,6 +58,11 @@ class Verification:
     """Every tensor has the digest recorded at import."""
     logits: LogitComparison | None = None
     logits_note: str = ""
+    megatron_logits: LogitComparison | None = None
+    """The checkpoint under megatron-core against the folder under transformers."""
+    megatron_layers: list[LayerDifference] = field(default_factory=list)
+    """Their hidden states after each layer, where they were run layer by layer."""
+    megatron_note: str = ""
 
     @property
     def weights_equal(self) -> bool:
@@ -58,21 +71,59 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Weights and settings agree, and an unchanged model's logits are the recorded ones."""
+        """Weights and settings agree, an unchanged model's logits are the recorded ones, and megatron-core's transformers'."""
         logits_ok = (
             self.logits is None
             or not self.unchanged_since_import
             or (self.logits.max_abs_difference <= LOGIT_TOLERANCE and self.logits.top1_agreement == 1.0)
         )
-        return self.weights_equal and not self.settings and logits_ok
+        megatron_ok = self.megatron_logits is None or self.megatron_logits.max_abs_difference <= LOGIT_TOLERANCE
+        return self.weights_equal and not self.settings and logits_ok and megatron_ok
+
+    @property
+    def parted_after(self) -> int | None:
+        """The first layer after which hidden states differ by more than `HIDDEN_TOLERANCE`; 0 is the embedding."""
+        beyond = (found.layer for found in self.megatron_layers if found.relative_difference > HIDDEN_TOLERANCE)
+        return next(beyond, None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {**asdict(self), "weights_equal": self.weights_equal, "passed": self.passed}
+        """For `--json` and `--report`: the findings, the verdict, and the versions that came to it."""
+        findings = {**asdict(self), "weights_equal": self.weights_equal, "passed": self.passed}
+        return {"format": REPORT_FORMAT, **_finite(findings), "versions": {name: _version(name) for name in _PACKAGES}}
 
 
-def verify_hf(checkpoint: Path, hf_folder: Path, *, logits: bool = True) -> Verification:
+def _finite(value: Any) -> Any:
+    """`value` with every number that JSON has no word for as a string ("inf")."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def verify_hf(
+    checkpoint: Path,
+    hf_folder: Path,
+    *,
+    logits: bool = True,
+    megatron: bool = False,
+    layer_by_layer: bool | None = None,
+) -> Verification:
     """Compare `checkpoint` with `hf_folder`, and the folder's logits with the recorded ones.
+
+    Args:
+        checkpoint: any complete checkpoint, imported or trained.
+        hf_folder: the Hugging Face folder that should hold the same.
+        logits: compute the folder's logits under transformers and compare them with those recorded at import.
+        megatron: also run the checkpoint through megatron-core and compare its logits with the folder's.
+        layer_by_layer: one layer in memory at a time; by default where memory does not suffice for the whole model.
 
     Raises `UserError` for a damaged checkpoint or folder; differences are not errors but findings.
     """
@@ -91,11 +142,20 @@ def verify_hf(checkpoint: Path, hf_folder: Path, *, logits: bool = True) -> Veri
         result.logits_note = "none were recorded at import"
     elif logits and result.weights_equal:
         texts = load_reference_logits(references)
-        result.logits = compare_logits(texts, run_transformers(Path(hf_folder), {text.name: text.ids for text in texts}))
+        inputs = {text.name: text.ids for text in texts}
+        result.logits = compare_logits(texts, run_transformers(Path(hf_folder), inputs, layer_by_layer))
         if not result.unchanged_since_import:
             result.logits_note = "the weights are no longer the imported ones: shown, not judged"
     else:
         result.logits_note = "not compared: the weights differ" if logits else "not asked for"
+    if megatron and (result.missing or result.shapes):
+        result.megatron_note = "not compared: the folder is not a whole model of this shape"
+    elif megatron:
+        from megatron_native.training.forward import compare_with_transformers
+
+        result.megatron_logits, result.megatron_layers = compare_with_transformers(
+            Path(checkpoint), Path(hf_folder), layer_by_layer
+        )
     return result
 
 

@@ -12,7 +12,7 @@ texts travel with the checkpoint, so that training, export and verification need
 
 EXAMPLES = """\
   megatron-native import-hf --hf models/Meta-Llama-3-8B --output checkpoints/llama3-8b
-  megatron-native import-hf --hf models/Meta-Llama-3-70B --output checkpoints/llama3-70b --no-reference-logits"""
+  megatron-native import-hf --hf models/Meta-Llama-3-70B --output checkpoints/llama3-70b"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-reference-logits",
         dest="reference_logits",
         action="store_false",
-        help="don't run the model through transformers (FP32, on the CPU, 4 bytes of memory a parameter) to record logits",
+        help="don't run the model through transformers (FP32, on the CPU; one layer at a time where memory is short) to record "
+        "logits",
     )
 
 

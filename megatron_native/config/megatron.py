@@ -115,6 +115,7 @@ def transformer_fields(
         "kv_channels": model.kv_channels,
         "add_bias_linear": False,
         "add_qkv_bias": model.add_qkv_bias,
+        "qk_layernorm": model.qk_layernorm,
         "normalization": "RMSNorm",
         "layernorm_epsilon": model.norm_epsilon,
         "gated_linear_unit": True,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FamilyName = Literal["llama", "qwen2"]
+FamilyName = Literal["llama", "qwen2", "qwen3", "mistral"]
 
 
 class RopeScaling(BaseModel):
@@ -46,4 +46,6 @@ class ModelConfig(BaseModel):
     tie_word_embeddings: bool = False
     add_qkv_bias: bool = False
     """Biases on query, key and value projections (the qwen2 family)."""
+    qk_layernorm: bool = False
+    """RMSNorm over every query and key head before rotation (the qwen3 family)."""
     initializer_range: float = 0.02

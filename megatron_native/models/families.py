@@ -14,11 +14,13 @@ from megatron_native.config.model import ModelConfig
 from megatron_native.errors import UserError
 from megatron_native.models.family import Family
 from megatron_native.models.llama import LLAMA
+from megatron_native.models.mistral import MISTRAL
 from megatron_native.models.qwen2 import QWEN2
+from megatron_native.models.qwen3 import QWEN3
 from megatron_native.models.rope_settings import rope_fields
 from megatron_native.models.weight_map import Piece, pieces
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN2)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL)}
 
 
 def family_of(hf_config: Mapping[str, Any]) -> Family:

@@ -60,6 +60,16 @@ def refuse_unless(hf: Mapping[str, Any], field: str, accepted: tuple[Any, ...], 
         )
 
 
+def refuse_sliding_layers(hf: Mapping[str, Any]) -> None:
+    """Raise `UserError` when `layer_types` names anything but whole attention; newer files list every layer's kind."""
+    sliding = [kind for kind in hf.get("layer_types") or () if kind != "full_attention"]
+    if sliding:
+        raise UserError(
+            f"config.json lists '{sliding[0]}' among its layer_types, but attention here always sees the whole "
+            f"sequence; only 'full_attention' is supported for model_type '{hf.get('model_type')}'."
+        )
+
+
 def head_counts(hf: Mapping[str, Any], key_value_heads: int) -> tuple[int, int, int]:
     """(attention heads, key/value heads, width of a head), checked against each other.
 

@@ -67,18 +67,20 @@ def build_language_model(
     layer_spec: LayerSpec,
     max_sequence_length: int,
     vp_stage: int | None = None,
+    middle: bool = False,
 ) -> LanguageModel:
     """One model chunk: this process's pipeline stage, or its `vp_stage`-th virtual stage.
 
-    Parallel state must be initialised. Weights are random; a checkpoint fills them afterwards.
+    Parallel state must be initialised. Weights are random; a checkpoint fills them afterwards. With `middle` the chunk
+    has neither embedding nor output layer, wherever it stands.
     """
     language_model = LanguageModel(
         config=config,
         transformer_layer_spec=block_spec(config, layer_spec, vp_stage),
         vocab_size=padded_vocab_size(model.vocab_size, config.tensor_model_parallel_size),
         max_sequence_length=max_sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+        pre_process=not middle and parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=not middle and parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         parallel_output=True,
         share_embeddings_and_output_weights=model.tie_word_embeddings,
         position_embedding_type="rope",

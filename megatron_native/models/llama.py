@@ -70,10 +70,16 @@ def to_model_config(hf: Mapping[str, Any]) -> ModelConfig:
     key_value_heads = required_count(hf, "num_attention_heads")
     if hf.get("num_key_value_heads") is not None:
         key_value_heads = required_count(hf, "num_key_value_heads")
-    return shape_of(hf, "llama", key_value_heads, add_qkv_bias=False)
+    return shape_of(hf, "llama", key_value_heads)
 
 
-def shape_of(hf: Mapping[str, Any], family: FamilyName, key_value_heads: int, add_qkv_bias: bool) -> ModelConfig:
+def shape_of(
+    hf: Mapping[str, Any],
+    family: FamilyName,
+    key_value_heads: int,
+    add_qkv_bias: bool = False,
+    qk_layernorm: bool = False,
+) -> ModelConfig:
     """The fields that llama-shaped families have in common; absent optional ones mean transformers' defaults."""
     heads, groups, width = head_counts(hf, key_value_heads)
     rotary_base, rope_scaling = read_rope_settings(hf)
@@ -92,6 +98,7 @@ def shape_of(hf: Mapping[str, Any], family: FamilyName, key_value_heads: int, ad
         rope_scaling=rope_scaling,
         tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
         add_qkv_bias=add_qkv_bias,
+        qk_layernorm=qk_layernorm,
         initializer_range=hf.get("initializer_range", 0.02),
     )
 

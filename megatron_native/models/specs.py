@@ -101,17 +101,20 @@ class TorchCausalAttention(MegatronModule):
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)
 
 
-def torch_layer_spec() -> ModuleSpec:
+def torch_layer_spec(qk_layernorm: bool = False) -> ModuleSpec:
     """One layer of megatron-core's own modules with this file's norm and core attention.
 
     Its distributed checkpoints have the same keys as the Transformer Engine spec's.
     """
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=qk_layernorm)
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = TorchCausalAttention
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = TorchCausalAttention
+    if qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     return spec
 
 
@@ -124,8 +127,8 @@ def block_spec(
         from megatron.core.extensions.transformer_engine import TENorm
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-        layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
+        layer, norm = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm), TENorm
     else:
-        layer, norm = torch_layer_spec(), RMSNorm
+        layer, norm = torch_layer_spec(config.qk_layernorm), RMSNorm
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)

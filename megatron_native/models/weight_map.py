@@ -86,6 +86,7 @@ def axis_sizes(config: ModelConfig) -> dict[str, int]:
     key_value = config.num_query_groups * config.kv_channels
     return {
         "vocab": config.vocab_size,
+        "head": config.kv_channels,
         "hidden": config.hidden_size,
         "ffn": config.ffn_hidden_size,
         "query": query,
@@ -142,12 +143,23 @@ def _pieces_of(rule: WeightRule, config: ModelConfig, layer: int | None) -> list
     ]
 
 
-EXTRA_STATE_MODULES = (
+_EXTRA_STATE_MODULES = (
     "decoder.layers.self_attention.core_attention",
     "decoder.layers.self_attention.linear_qkv",
     "decoder.layers.self_attention.linear_proj",
+    "decoder.layers.self_attention.q_layernorm",
+    "decoder.layers.self_attention.k_layernorm",
     "decoder.layers.mlp.linear_fc1",
     "decoder.layers.mlp.linear_fc2",
 )
 """Modules whose `_extra_state` (Transformer Engine's FP8 scales) a model asks for when it loads; an import has none
-to give and says so with an empty one a layer."""
+to give and says so with an empty one a layer. What a model does not ask for is not read."""
+
+
+def extra_state_objects(config: ModelConfig) -> list[str]:
+    """Names of the `_extra_state` objects that a model asks its checkpoint for, Transformer Engine's norms among them."""
+    layers = range(config.num_layers)
+    stacked = [
+        f"{module}._extra_state/shard_{n}_{config.num_layers}" for module in _EXTRA_STATE_MODULES for n in layers
+    ]
+    return [*stacked, "decoder.final_layernorm._extra_state/shard_0_1"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,18 +10,28 @@ import torch
 from torch import Tensor
 
 from megatron_native.checkpoint import layout
-from megatron_native.checkpoint.reference_logits import LogitComparison, load_reference_logits, run_transformers
+from megatron_native.checkpoint.layerwise import LayerDifference, TransformersLayers, compare_layers
+from megatron_native.checkpoint.reference_logits import (
+    LogitComparison,
+    compare_full_logits,
+    fits_in_memory,
+    load_reference_logits,
+    reference_inputs,
+    run_transformers,
+)
 from megatron_native.config.megatron import has_transformer_engine, megatron_configs, resolve_layer_spec
 from megatron_native.config.run import BlendEntry, DataSection, ModelSection, RunConfig, TrainingSection
-from megatron_native.errors import UserError
 from megatron_native.models.gpt import build_language_model
 from megatron_native.platform import Platform, start_platform, stop_platform
 from megatron_native.training.checkpoints import load_model_weights
+from megatron_native.training.layers import MegatronLayers
 from megatron_native.training.model import initialize_parallel_state
+
+Precision = Literal["fp32", "bf16"]
 
 
 def checkpoint_logits(
-    checkpoint: Path, sequences: Sequence[Sequence[int]], platform: Platform, precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint: Path, sequences: Sequence[Sequence[int]], platform: Platform, precision: Precision = "fp32"
 ) -> list[Tensor]:
     """Logits of the checkpoint's model for each sequence of ids, as megatron-core computes them.
 
@@ -31,12 +41,7 @@ def checkpoint_logits(
         One float32 tensor [length, vocab_size] a sequence, on the CPU.
     """
     model_config = layout.read_model_config(checkpoint)
-    run = RunConfig(
-        run_dir=checkpoint,
-        model=ModelSection(checkpoint=checkpoint),
-        data=DataSection(blend=[BlendEntry(prefix=checkpoint)], seq_length=max(len(ids) for ids in sequences)),
-        training=TrainingSection(steps=1, global_batch_size=1, precision=precision),
-    )
+    run = _run_of(checkpoint, max(len(ids) for ids in sequences), precision)
     initialize_parallel_state(run)
     spec = resolve_layer_spec(run, platform.name, has_transformer_engine())
     configs = megatron_configs(run, model_config, platform.name, spec)
@@ -53,35 +58,65 @@ def checkpoint_logits(
     return results
 
 
-def compare_with_transformers(checkpoint: Path, hf_folder: Path) -> LogitComparison:
+def checkpoint_layers(
+    checkpoint: Path, length: int, platform: Platform, precision: Precision = "fp32"
+) -> MegatronLayers:
+    """The checkpoint's model one layer at a time, for sequences of up to `length` ids.
+
+    Needs a platform of one process. Parallel state is initialised here.
+    """
+    run = _run_of(checkpoint, length, precision)
+    initialize_parallel_state(run)
+    return MegatronLayers(checkpoint, run, platform)
+
+
+def _run_of(checkpoint: Path, length: int, precision: Precision) -> RunConfig:
+    return RunConfig(
+        run_dir=checkpoint,
+        model=ModelSection(checkpoint=checkpoint),
+        data=DataSection(blend=[BlendEntry(prefix=checkpoint)], seq_length=length),
+        training=TrainingSection(steps=1, global_batch_size=1, precision=precision),
+    )
+
+
+def compare_with_transformers(
+    checkpoint: Path, hf_folder: Path, layer_by_layer: bool | None = None
+) -> tuple[LogitComparison, list[LayerDifference]]:
     """Logits of a checkpoint's megatron-core model against a Hugging Face folder's under transformers.
 
-    Both in FP32, on the fixed Arabic and English texts recorded in the checkpoint at import.
+    Both in FP32, on the fixed Arabic and English texts.
 
-    Raises:
-        UserError: the checkpoint has no recorded texts.
+    Args:
+        checkpoint: any complete checkpoint.
+        hf_folder: the Hugging Face folder that should be the same model.
+        layer_by_layer: one layer in memory at a time; by default where memory does not suffice for the whole model.
+
+    Returns:
+        How the logits compare, and, layer by layer only, how the hidden states do after each layer.
     """
-    path = checkpoint / layout.REFERENCE_LOGITS_FILE
-    if not path.is_file():
-        raise UserError(f"{checkpoint} has no {layout.REFERENCE_LOGITS_FILE}: import the model with reference logits.")
-    inputs = {text.name: text.ids for text in load_reference_logits(path)}
-    by_transformers = run_transformers(hf_folder, inputs)
+    inputs = _texts_of(checkpoint)
+    if layer_by_layer is None:
+        layer_by_layer = not fits_in_memory(hf_folder)
+    expected = None if layer_by_layer else run_transformers(hf_folder, inputs, layer_by_layer=False)
     platform = start_platform("auto")
     try:
+        if expected is None:
+            length = max(len(ids) for ids in inputs.values())
+            return compare_layers(
+                TransformersLayers(hf_folder), checkpoint_layers(checkpoint, length, platform), inputs
+            )
         logits = checkpoint_logits(checkpoint, [ids.tolist() for ids in inputs.values()], platform)
     finally:
         stop_platform()
-    return compare_full_logits(by_transformers, dict(zip(inputs, logits)))
+    return compare_full_logits(expected, dict(zip(inputs, logits))), []
 
 
-def compare_full_logits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> LogitComparison:
-    """Compare logits [length, vocab_size] text by text, at every position."""
-    largest, divergence, agreed, positions = 0.0, 0.0, 0, 0
-    for name, reference in expected.items():
-        new = found[name]
-        largest = max(largest, float((new - reference).abs().max()))
-        log_expected, log_new = reference.double().log_softmax(-1), new.double().log_softmax(-1)
-        divergence += float((log_expected.exp() * (log_expected - log_new)).sum())
-        agreed += int((new.argmax(-1) == reference.argmax(-1)).sum())
-        positions += len(reference)
-    return LogitComparison(largest, max(0.0, divergence / positions), agreed / positions, positions)
+def _texts_of(checkpoint: Path) -> dict[str, Tensor]:
+    """Ids of the texts recorded in a checkpoint at import, or else of the same texts by its tokenizer."""
+    path = checkpoint / layout.REFERENCE_LOGITS_FILE
+    if path.is_file():
+        return {text.name: text.ids for text in load_reference_logits(path)}
+    config, tokenizer = layout.read_model_config(checkpoint), checkpoint / layout.TOKENIZER_FOLDER
+    return reference_inputs(
+        tokenizer if tokenizer.is_dir() else None, config.vocab_size, config.max_position_embeddings
+    )

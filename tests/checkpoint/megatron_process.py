@@ -31,6 +31,8 @@ def main(description: Path) -> None:
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
         add_qkv_bias=hf.model_type == "qwen2",
+        qk_layernorm=hf.model_type == "qwen3",
+        kv_channels=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
         normalization="RMSNorm",
         use_cpu_initialization=True,
         tensor_model_parallel_size=tp,
@@ -41,7 +43,7 @@ def main(description: Path) -> None:
     )
     model = GPTModel(
         config,
-        get_gpt_layer_local_spec(normalization="RMSNorm"),
+        get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm),
         vocab_size=-(-hf.vocab_size // 32) * 32,
         max_sequence_length=64,
         pre_process=parallel_state.is_pipeline_first_stage(),

@@ -13,7 +13,7 @@ from tests.tiny_models import make_tiny_model
 
 
 @pytest.mark.parametrize(
-    ("shape", "tensor_parallel", "pipeline_parallel"), [("qwen1.5", 2, 2), ("tied-llama", 1, 2)]
+    ("shape", "tensor_parallel", "pipeline_parallel"), [("qwen1.5", 2, 2), ("tied-llama", 1, 2), ("qwen3", 2, 1)]
 )
 def test_megatron_core_loads_saves_and_the_export_is_the_import(shape, tensor_parallel, pipeline_parallel, tmp_path):
     # 381 tokens: megatron-core pads them to 384, and the padding must not come back.

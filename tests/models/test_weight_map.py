@@ -7,7 +7,12 @@ import transformers
 from megatron_native.models.families import model_pieces, to_model_config
 from tests.tiny_models import SHAPES
 
-MODELS = {"llama": transformers.LlamaForCausalLM, "qwen2": transformers.Qwen2ForCausalLM}
+MODELS = {
+    "llama": transformers.LlamaForCausalLM,
+    "qwen2": transformers.Qwen2ForCausalLM,
+    "qwen3": transformers.Qwen3ForCausalLM,
+    "mistral": transformers.MistralForCausalLM,
+}
 
 
 def tiny(shape):

@@ -43,11 +43,13 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2 with 2 virtual stages by a layout, the loss alone": (2, {PP: 2, VPP: 2, "pipeline_layout": "E|t*3|t|L"}),
     "PP3, embedding and loss counted as layers": (3, {PP: 3, **COUNTED}),
 }
-# One shape in every layout; the others where they could differ: ties between stages, biases of split projections.
+# One shape in every layout; the others where they could differ: ties between stages, biases of split projections, norms of
+# split heads, whose gradients have to be summed over the tensor parallel ranks with and without sequence parallelism.
 SHAPES = {
     "llama3.1": tuple(LAYOUTS),
     "tied-llama": ("one process", "PP2", "TP2 × PP2", "PP2 with 2 virtual stages by a layout, the loss alone"),
     "qwen1.5": ("one process", "TP2 with sequence parallel"),
+    "qwen3": ("one process", "TP2", "TP2 × PP2 with sequence parallel"),
 }
 
 
