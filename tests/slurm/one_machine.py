@@ -110,7 +110,7 @@ class Slurm:
             f"--pid-file={folder / 'munge.pid'}", f"--log-file={folder / 'munge.log'}", f"--seed-file={folder / 'seed'}",
             "--num-threads=2",
         )  # fmt: skip
-        control, *ports = _free_ports(1 + len(self.nodes))
+        control, *ports = free_ports(1 + len(self.nodes))
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 State=UNKNOWN"
             for name, port in zip(self.nodes, ports, strict=True)
@@ -181,7 +181,8 @@ SlurmdLogFile={folder}/%n.log
             time.sleep(0.1)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
