@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from megatron_native.errors import UserError
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     several = parser.add_argument_group("on several nodes, once on each, with --nproc")
     several.add_argument("--nnodes", type=int, default=1, metavar="N", help="how many nodes")
-    several.add_argument("--node-rank", type=int, default=0, metavar="R", help="which one this is, from 0")
+    several.add_argument(
+        "--node-rank", type=int, metavar="R", help="which one this is, from 0 (SLURM_PROCID, where Slurm starts one task a node)"
+    )
     several.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where node 0 listens")
     several.add_argument(
         "--logs", type=Path, metavar="FOLDER", help="for every rank's stderr and how the ranks of each node ended"
@@ -43,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         from megatron_native.training.launch_node import launch_node
         from megatron_native.training.node_place import NodePlace
 
-        place = NodePlace(arguments.nnodes, arguments.node_rank, arguments.rdzv_endpoint, arguments.logs)
+        rank = int(os.environ.get("SLURM_PROCID", "0")) if arguments.node_rank is None else arguments.node_rank
+        place = NodePlace(arguments.nnodes, rank, arguments.rdzv_endpoint, arguments.logs)
         return launch_node(arguments.config, arguments.overrides, arguments.nproc or 1, place)
     if arguments.nnodes > 1:
         raise UserError(f"--nnodes {arguments.nnodes} needs --rdzv-endpoint HOST:PORT, at which node 0 listens.")

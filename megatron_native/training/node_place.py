@@ -74,10 +74,6 @@ class NodeOutcome:
         (logs / "outcomes").mkdir(parents=True, exist_ok=True)
         write_json(logs / "outcomes" / f"node_{self.node_rank:05d}.json", asdict(self))
 
-    def first_death(self) -> Death | None:
-        """The rank that died first on this node."""
-        return Death(**self.deaths[0]) if self.deaths else None
-
 
 def died(place: NodePlace, host: str, state: State, message: str, deaths: Sequence[Death], when: float | None) -> NodeOutcome:
     """The outcome of a node whose ranks did not end by themselves; `when` is now where it is None."""
