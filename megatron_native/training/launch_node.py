@@ -19,7 +19,6 @@ from pathlib import Path
 from megatron_native.config.layout import check_layout
 from megatron_native.config.load import load_run_config
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, RunStoppedError, UserError
-from megatron_native.training.incidents import STOP_REQUESTED, Incidents
 from megatron_native.training.launch import (
     PRETRAIN,
     check_data,
@@ -95,7 +94,7 @@ def _launch(
         check_data(run)
         folder = LaunchFolder(Path(shared))
         with launch_environment(run, folder, processes):
-            succeeded = _run(run.run_dir, [*worker, "--config", str(config), *overrides], processes, place, folder, seen)
+            succeeded = _run([*worker, "--config", str(config), *overrides], processes, place, folder, seen)
         error = folder.user_error()
         if error is not None:
             raise error
@@ -104,9 +103,7 @@ def _launch(
         return EXIT_DONE if succeeded else EXIT_FAILURE
 
 
-def _run(
-    run_dir: Path, arguments: Sequence[str], processes: int, place: NodePlace, folder: LaunchFolder, seen: _Deaths
-) -> bool:
+def _run(arguments: Sequence[str], processes: int, place: NodePlace, folder: LaunchFolder, seen: _Deaths) -> bool:
     """Run the ranks; whether all ended with 0."""
     from megatron_native.platform.quiet import silence_libraries
 
@@ -119,9 +116,6 @@ def _run(
         seen.deaths, seen.when = deaths, time.time()
         if not folder.has_outcome() and died_of_a_stop(deaths, folder):
             folder.leave_requeue(deaths[0].rank)
-            if place.rank == 0:
-                message = f"stopped by {folder.stop_requested()} while the ranks were starting"
-                Incidents(run_dir / "incidents.jsonl").record(STOP_REQUESTED, message)
         seen.stopping = folder.stop_requested() is not None
         return False
 

@@ -78,13 +78,18 @@ class Slurm:
         words = self.run("scontrol", "--oneliner", "show", "job", str(number)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, number: str | int, condition: Callable[[dict[str, str]], bool], seconds: float = 120) -> dict[str, str]:
-        """The job, once the condition holds. A requeued job is let go at once, not after Slurm's two minutes."""
-        deadline = time.monotonic() + seconds
+    def wait_for(self, number: str | int, condition: Callable[[dict[str, str]], bool], seconds: float = 240) -> dict[str, str]:
+        """The job, once the condition holds. A requeued job is let go after some seconds, not after Slurm's two minutes.
+
+        Not at once: what Slurm revokes of the job's credentials counts for the whole second.
+        """
+        deadline, pending_since = time.monotonic() + seconds, 0.0
         while not condition(job := self.job(number)):
             if time.monotonic() > deadline:
                 raise AssertionError(f"job {number} is {job}\n{self.logs()}")
-            if job["JobState"] == "PENDING" and job.get("Reason") in ("BeginTime", "None"):
+            if job["JobState"] != "PENDING" or job["Restarts"] == "0":
+                pending_since = time.monotonic()
+            elif time.monotonic() - pending_since > 3 and job["Reason"] != "Dependency":
                 self.let_go(number)
             time.sleep(0.2)
         return job
