@@ -152,6 +152,7 @@ SuspendExcNodes={",".join(self.nodes)}
 NodeName=gpu[001-064] CPUs=96 RealMemory=2000000 Gres=gpu:8 State=CLOUD
 PartitionName=debug Nodes={",".join(self.nodes)} Default=YES MaxTime=INFINITE State=UP
 PartitionName=gpu Nodes=gpu[001-064] MaxTime=INFINITE State=UP
+PartitionName=cpu Nodes=gpu[001-064] MaxTime=INFINITE State=UP
 SlurmctldLogFile={folder}/ctld.log
 SlurmdLogFile={folder}/%n.log
 """)
