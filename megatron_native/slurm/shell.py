@@ -60,7 +60,7 @@ def sbatch_header(
     ]  # fmt: skip
     if gpus and cluster.gpus_per_node:
         options.append((cluster.gpu_option, f"{'gpu:' if cluster.gpu_option == 'gres' else ''}{cluster.gpus_per_node}"))
-    header = [f"--{option}={value}" for option, value in options if value is not None]
+    header = [f"--{option}={word(value)}" for option, value in options if value is not None]
     if (cluster.exclusive and gpus) or (not gpus and cores is None):
         header.append("--exclusive")
     return [f"#SBATCH {line}" for line in [*header, "--open-mode=append", *lines, *cluster.sbatch_lines]]
