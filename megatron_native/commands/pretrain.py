@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("on several nodes, once on each, with --nproc")
     several.add_argument("--nnodes", type=int, default=1, metavar="N", help="how many nodes")
     several.add_argument(
-        "--node-rank", type=int, metavar="R", help="which one this is, from 0 (SLURM_PROCID, where Slurm starts one task a node)"
+        "--node-rank",
+        type=int,
+        metavar="R",
+        help="which one this is, from 0 (SLURM_PROCID, in a task of Slurm)",
     )
     several.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where node 0 listens")
     several.add_argument(

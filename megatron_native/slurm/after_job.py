@@ -37,7 +37,12 @@ class Verdict:
 
 
 def judge(
-    outcomes: Sequence[NodeOutcome], nodes: int, stop_requested: bool, progress: Progress, fruitless_jobs: int, failures: int
+    outcomes: Sequence[NodeOutcome],
+    nodes: int,
+    stop_requested: bool,
+    progress: Progress,
+    fruitless_jobs: int,
+    failures: int,
 ) -> Verdict:
     """What is to be done, by how the ranks of every node ended; `progress` is brought up to date.
 
@@ -69,7 +74,7 @@ def judge(
         message = "not every node had stopped in time: what was not saved by then is done again"
         return Verdict("requeue", EXIT_REQUEUE, message)
     if progress.failures > failures:
-        message = f"a rank has died in {progress.failures} jobs in a row (faults.max_restarts {failures}): no further one is tried"
+        message = f"a rank has died in {progress.failures} jobs in a row (faults.max_restarts {failures}): none is tried again"
         return Verdict("stop", EXIT_FAILURE, message)
     message = f"queued again, after a check of the nodes (failure {progress.failures} of {failures} that are allowed in a row)"
     return Verdict("requeue", EXIT_REQUEUE, message)

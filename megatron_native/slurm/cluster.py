@@ -25,7 +25,7 @@ class ContainerSection(Section):
     """The image: a `.sqsh` or a registry's address for pyxis, a `.sif` for apptainer. `CONTAINER_IMAGE` in the environment of
     `sbatch` goes over it."""
     mounts: list[str] = Field(default=[])
-    """Folders of the site that jobs see, `FOLDER` or `FOLDER:PLACE`. `CONTAINER_MOUNTS`, with commas between, goes over them."""
+    """Folders of the site that jobs see, `FOLDER` or `FOLDER:PLACE`. `CONTAINER_MOUNTS`, with commas, goes over them."""
     options: list[str] = Field(default=[])
     """More options of `srun` (pyxis) or `apptainer exec`."""
 
@@ -64,7 +64,7 @@ class HealthSection(Section):
     free_gb: dict[str, float] = Field(default={"/tmp": 1.0})
     """Folder → free gigabytes (10⁹ bytes) it must have."""
     compute: bool = True
-    """Where torch is: a matrix product on every GPU (without any, on the CPU) whose result is known, and a sum over all GPUs."""
+    """Where torch is: a matrix product whose result is known on every GPU (or on the CPU), and a sum over all GPUs."""
     seconds: int = Field(default=300, gt=0)
     """Longer than so, and a node that has not answered is a bad one."""
     drain: bool = True
@@ -165,10 +165,14 @@ class Cluster(Section):
     def _sound(self) -> Self:
         for name, time in (("time", self.time), ("cpu_jobs.time", self.cpu_jobs.time)):
             if time is not None and not _TIME.fullmatch(time):
-                raise ValueError(f"{name} {time!r} is no time limit: write minutes, hours:minutes:seconds or days-hours")
+                raise ValueError(
+                    f"{name} {time!r} is no time limit: write minutes, hours:minutes:seconds or days-hours"
+                )
         limit = seconds_of(self.time)
         if self.signal_margin is not None and self.signal_margin >= limit:
-            raise ValueError(f"signal_margin {self.signal_margin} s is no less than the time limit {self.time} ({limit} s)")
+            raise ValueError(
+                f"signal_margin {self.signal_margin} s is no less than the time limit {self.time} ({limit} s)"
+            )
         bare = self.bare_metal
         if self.container is not None and (bare.modules or bare.venv or bare.setup):
             raise ValueError("give container or bare_metal, and not both: a job runs in one of them")
@@ -181,7 +185,7 @@ class Cluster(Section):
 
 
 def seconds_of(time: str) -> int:
-    """Seconds of a time limit as Slurm writes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    """Seconds of a time limit as Slurm writes it: `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M` or `D-H:M:S`."""
     days, _, rest = time.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if days:

@@ -105,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the answer is left")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs that this node must have")
-    parser.add_argument("--free-gb", action="append", default=[], metavar="FOLDER=GB", help="free space that it must have")
+    parser.add_argument(
+        "--free-gb", action="append", default=[], metavar="FOLDER=GB", help="free space that it must have"
+    )
     parser.add_argument("--compute", action="store_true", help="compute something, where torch is")
     arguments = parser.parse_args(argv)
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -84,12 +84,20 @@ class RunJobs:
         """
         if self.nodes < 1:
             raise UserError(f"--nodes {self.nodes}: a run needs at least one node.")
+        if self.run.platform == "cpu" and self.cluster.gpus_per_node:
+            raise UserError(
+                "platform is 'cpu' and the cluster's file says gpus_per_node: set it to 0, or platform=cuda."
+            )
+        if self.run.platform == "cuda" and not self.cluster.gpus_per_node:
+            raise UserError(
+                "platform is 'cuda' and the cluster's file says gpus_per_node: 0: give it the GPUs of a node."
+            )
         world_size, remarks = self.nodes * self.cluster.processes_per_node, []
         if self.model is not None:
             check_layout(self.run, self.model, world_size)
         else:
             remarks.append(
-                "the model's shape is not known here, so the layout is checked in part only: give --hf FOLDER with its config.json"
+                "the model's shape is not known here, so the layout is checked in part: give --hf FOLDER with a config.json"
             )
         parallel = self.run.parallel
         share = (
@@ -107,10 +115,6 @@ class RunJobs:
                 f"training.global_batch_size {batch} is no multiple of micro_batch_size {self.run.training.micro_batch_size} × "
                 f"data-parallel size {world_size // share}, with --nodes {self.nodes}: use a multiple of {copies}."
             )
-        if self.run.platform == "cpu" and self.cluster.gpus_per_node:
-            raise UserError("platform is 'cpu' and the cluster's file says gpus_per_node: set it to 0, or platform=cuda.")
-        if self.run.platform == "cuda" and not self.cluster.gpus_per_node:
-            raise UserError("platform is 'cuda' and the cluster's file says gpus_per_node: 0: give it the GPUs of a node.")
         if files:
             check_files(self.run, str(self.config))
         return remarks
@@ -167,12 +171,16 @@ def show(jobs: Sequence[Job], folder: Path) -> str:
     text += [f"mkdir -p {shlex.quote(str(logs))}" for logs in dict.fromkeys(job.logs for job in jobs)]
     for job in jobs:
         after = [f"<{job.after}>"] if job.after else []
-        line = " ".join(shlex.quote(word) if "<" not in word else word for word in job.command(folder / f"{job.name}.sbatch", after))
+        line = " ".join(
+            shlex.quote(word) if "<" not in word else word for word in job.command(folder / f"{job.name}.sbatch", after)
+        )
         text += [line] * job.copies
     return "\n".join(text) + "\n"
 
 
-def submit(jobs: Sequence[Job], folder: Path, say: Callable[[str], None], run_dir: Path | None = None) -> dict[str, list[str]]:
+def submit(
+    jobs: Sequence[Job], folder: Path, say: Callable[[str], None], run_dir: Path | None = None
+) -> dict[str, list[str]]:
     """Write the scripts and submit them in their order; the ids of the jobs, by name.
 
     Args:
@@ -185,7 +193,7 @@ def submit(jobs: Sequence[Job], folder: Path, say: Callable[[str], None], run_di
         UserError: there is no sbatch, or it refuses one. What was submitted before stays, and is named.
     """
     if shutil.which("sbatch") is None:
-        raise UserError("there is no sbatch on this machine: launch where Slurm is, or look at what it would be with --dry-run.")
+        raise UserError("there is no sbatch on this machine: launch where Slurm is, or look at it with --dry-run.")
     files, ids = write_scripts(jobs, folder), dict[str, list[str]]()
     if run_dir is not None:
         begin_anew(run_dir)

@@ -40,8 +40,8 @@ def signal_margin(cluster: Cluster, run_dir: Path, model: ModelConfig | None) ->
     margin = _margin(cluster, run_dir, model)
     if margin.seconds >= seconds_of(cluster.time):
         raise UserError(
-            f"the run would be told to save {margin.seconds} s before its end ({margin.reason}), and time {cluster.time} of the "
-            "cluster's file is no more than that: give jobs more time, or set signal_margin."
+            f"the run would be told to save {margin.seconds} s before its end ({margin.reason}), and time {cluster.time} "
+            "of the cluster's file is no more than that: give jobs more time, or set signal_margin."
         )
     return margin
 

@@ -19,7 +19,7 @@ def import_script(cluster: Cluster, run_dir: Path, logs: Path, hf: Path, checkpo
         [*sbatch_header(cluster, job_name("import", run_dir.name), logs / "%j.log", gpus=False), "set -euo pipefail"],
         cluster,
         [
-            f"job_dir={word(logs)}/\"$SLURM_JOB_ID\"",
+            f'job_dir={word(logs)}/"$SLURM_JOB_ID"',
             f"checkpoint={word(checkpoint)}",
             SAY,
             *KEEP_SCRIPT.split("\n"),
@@ -37,7 +37,7 @@ def export_script(cluster: Cluster, run_dir: Path, logs: Path, output: Path) -> 
         [*sbatch_header(cluster, job_name("export", run_dir.name), logs / "%j.log", gpus=False), "set -euo pipefail"],
         cluster,
         [
-            f"job_dir={word(logs)}/\"$SLURM_JOB_ID\"",
+            f'job_dir={word(logs)}/"$SLURM_JOB_ID"',
             f"run_dir={word(run_dir)}",
             SAY,
             *KEEP_SCRIPT.split("\n"),
@@ -54,20 +54,27 @@ def corpus_script(cluster: Cluster, recipe: Path, output: Path | None, logs: Pat
     """A recipe as a job array: every task does its share of every stage, and waits where a stage needs the others'."""
     words_of_output = f" --output {word(output)}" if output is not None else ""
     return _script(
-        f"# The corpus of {recipe} by {tasks} tasks, made by `megatron-native launch`. Submit it again to go on after an error.",
+        f"# The corpus of {recipe} by {tasks} tasks, made by `megatron-native launch`. Submitted again, it goes on.",
         [*_array_header(cluster, job_name("corpus", recipe.stem), logs, tasks, gpus=False), "set -euo pipefail"],
         cluster,
         [
             *_array_beginning(logs),
             f'"${{python[@]}}" -m megatron_native corpus --recipe {word(recipe)}{words_of_output} \\',
-            '    --workers "${SLURM_CPUS_ON_NODE:-1}" --task-index "$SLURM_ARRAY_TASK_ID" --task-count "$SLURM_ARRAY_TASK_COUNT"',
+            '    --workers "${SLURM_CPUS_ON_NODE:-1}" --task-index "$SLURM_ARRAY_TASK_ID" \\',
+            '    --task-count "$SLURM_ARRAY_TASK_COUNT"',
         ],
         array_waits=True,
     )
 
 
 def rewrite_script(
-    cluster: Cluster, inputs: Sequence[Path], output: Path, worker: Path, logs: Path, tasks: int, options: Sequence[str] = ()
+    cluster: Cluster,
+    inputs: Sequence[Path],
+    output: Path,
+    worker: Path,
+    logs: Path,
+    tasks: int,
+    options: Sequence[str] = (),
 ) -> str:
     """A fleet of vLLM engines, one a GPU, that lease chunks of one output folder until none is left."""
     return _script(
@@ -76,7 +83,7 @@ def rewrite_script(
         cluster,
         [
             "export VLLM_NO_USAGE_STATS=1",
-            "# torch.compile's cache on the node's own disk: tasks that share one on a network file system wait for each other.",
+            "# torch.compile's cache on the node's own disk: tasks that share one on a network disk wait for each other.",
             'export VLLM_CACHE_ROOT="${SLURM_TMPDIR:-/tmp}/vllm-cache-$SLURM_JOB_ID"',
             *_array_beginning(logs),
             f'"${{python[@]}}" -m megatron_native rewrite --input {" ".join(word(path) for path in inputs)} \\',
@@ -90,7 +97,11 @@ def rewrite_script(
 
 
 def _array_header(cluster: Cluster, name: str, logs: Path, tasks: int, gpus: bool) -> list[str]:
-    lines = [f"--array=0-{tasks - 1}", "--requeue" if cluster.requeue else "--no-requeue", f"--signal=B:USR1@{_ARRAY_SIGNAL_SECONDS}"]
+    lines = [
+        f"--array=0-{tasks - 1}",
+        "--requeue" if cluster.requeue else "--no-requeue",
+        f"--signal=B:USR1@{_ARRAY_SIGNAL_SECONDS}",
+    ]
     return sbatch_header(cluster, name, logs / "%A_%a.log", gpus=gpus, lines=lines)
 
 
@@ -100,12 +111,17 @@ def _array_beginning(logs: Path) -> list[str]:
         SAY,
         *KEEP_SCRIPT.split("\n"),
         "command='' stopped=''",
-        'trap \'stopped=1; [[ -z $command ]] || kill -TERM "$command" 2>/dev/null || true\' USR1 TERM',
+        "trap 'stopped=1; [[ -z $command ]] || kill -TERM \"$command\" 2>/dev/null || true' USR1 TERM",
     ]
 
 
 def _script(
-    title: str, header: Sequence[str], cluster: Cluster, body: Sequence[str], gpus: bool = False, array_waits: bool | None = None
+    title: str,
+    header: Sequence[str],
+    cluster: Cluster,
+    body: Sequence[str],
+    gpus: bool = False,
+    array_waits: bool | None = None,
 ) -> str:
     lines = ["#!/usr/bin/env bash", title, *header, "", *site(cluster, gpus), "", "# The job."]
     if array_waits is None:
@@ -141,5 +157,8 @@ def _array_loop(command: Sequence[str], waits: bool, requeue: bool) -> list[str]
     again = '  scontrol requeue "$SLURM_JOB_ID" || true' if requeue else "  say 'submit this script again to go on'"
     end = ["if (( code == 75 )) && [[ -n $stopped ]]; then", '  say "told to stop"', again]
     if not waits:
-        end += ["elif (( code == 75 )); then", "  code=0  # nothing is left for this task; the last one joins the parts"]
+        end += [
+            "elif (( code == 75 )); then",
+            "  code=0  # nothing is left for this task; the last one joins the parts",
+        ]
     return [*run, *end, "fi", 'exit "$code"']

@@ -76,7 +76,9 @@ class Progress:
 
     def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "progress.json", {key: value for key, value in asdict(self).items() if key != "run_dir"})
+        write_json(
+            self.folder / "progress.json", {key: value for key, value in asdict(self).items() if key != "run_dir"}
+        )
 
 
 def begin_anew(run_dir: Path) -> None:

@@ -85,7 +85,10 @@ def _bare_metal(cluster: Cluster) -> list[str]:
         lines.append(f"module load {' '.join(word(module) for module in bare.modules)}")
     lines += bare.setup
     if bare.venv is not None:
-        lines += ["# shellcheck disable=SC1091  # it is not here when the script is checked", f"source {word(bare.venv)}/bin/activate"]
+        lines += [
+            "# shellcheck disable=SC1091  # it is not here when the script is checked",
+            f"source {word(bare.venv)}/bin/activate",
+        ]
     return [*lines, "in_srun=()", f"python=( {open_word(cluster.python)} )"]
 
 
@@ -108,7 +111,8 @@ def _container(container: ContainerSection, python: str, gpus: bool) -> list[str
     return [
         *lines,
         "in_srun=()",
-        f'python=( apptainer exec{devices} --bind "$CONTAINER_MOUNTS" --pwd "$PWD"{options} "$CONTAINER_IMAGE" {open_word(python)} )',
+        f'python=( apptainer exec{devices} --bind "$CONTAINER_MOUNTS" --pwd "$PWD"{options} "$CONTAINER_IMAGE"',
+        f"  {open_word(python)} )",
     ]
 
 

@@ -38,10 +38,14 @@ def training_script(job: TrainingJob) -> str:
     """The whole script."""
     cluster = job.cluster
     name = job_name("pretrain", job.run_dir.name)
-    options = [*(["--requeue"] if cluster.requeue else ["--no-requeue"]), f"--signal=B:USR1@{job.margin.seconds}", "--dependency=singleton"]
+    options = [
+        *(["--requeue"] if cluster.requeue else ["--no-requeue"]),
+        f"--signal=B:USR1@{job.margin.seconds}",
+        "--dependency=singleton",
+    ]
     parts = [
         "#!/usr/bin/env bash",
-        f"# Training of {job.run_dir} on {job.nodes} nodes, made by `megatron-native launch`: change its files and make it again.",
+        f"# Training of {job.run_dir} on {job.nodes} nodes, made by `megatron-native launch`: change its files, make it again.",
         f"# It is told to save {job.margin.seconds} s before its end ({job.margin.reason}).",
         *sbatch_header(cluster, name, job.logs / "%j.log", nodes=job.nodes, gpus=True, lines=options),
         "set -euo pipefail",
@@ -91,11 +95,13 @@ def _run(job: TrainingJob) -> list[str]:
         "",
         "# NCCL's flight recorder: where a collective hangs, every rank leaves what it had begun.",
         'mkdir -p "$job_dir/flight_recorder"',
-        f"export TORCH_FR_BUFFER_SIZE={FLIGHT_RECORDER_ENTRIES} TORCH_NCCL_TRACE_BUFFER_SIZE={FLIGHT_RECORDER_ENTRIES}  # new, old name",
-        "export TORCH_NCCL_DUMP_ON_TIMEOUT=1",
-        'export TORCH_FR_DUMP_TEMP_FILE="$job_dir/flight_recorder/rank_" TORCH_NCCL_DEBUG_INFO_TEMP_FILE="$job_dir/flight_recorder/rank_"',
+        "# (Each variable by its new name, and by that of older versions of torch.)",
+        f"export TORCH_FR_BUFFER_SIZE={FLIGHT_RECORDER_ENTRIES} TORCH_NCCL_TRACE_BUFFER_SIZE={FLIGHT_RECORDER_ENTRIES}",
+        'export TORCH_FR_DUMP_TEMP_FILE="$job_dir/flight_recorder/rank_"',
+        'export TORCH_NCCL_DEBUG_INFO_TEMP_FILE="$TORCH_FR_DUMP_TEMP_FILE" TORCH_NCCL_DUMP_ON_TIMEOUT=1',
         "",
         "# Back into the queue, with the id that other jobs may wait for, unless somebody has cancelled the job.",
+        *(["keep_from=''  # nodes that the job does not want again"] if job.cluster.requeue else []),
         "queue_again() {",
         "  local state",
         "  state=$(scontrol --oneliner show job \"$SLURM_JOB_ID\" | sed -n 's/.* JobState=\\([A-Z_]*\\).*/\\1/p')",
@@ -107,7 +113,7 @@ def _run(job: TrainingJob) -> list[str]:
                 '    say "scontrol requeue failed; the run is saved: submit this script again"',
                 "    exit 75",
                 "  fi",
-                '  if (( $# )); then scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$1" || true; fi',
+                '  if [[ -n $keep_from ]]; then scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$keep_from" || true; fi',
             ]
             if job.cluster.requeue
             else ['  say "the next job of the chain goes on"']
@@ -119,11 +125,14 @@ def _run(job: TrainingJob) -> list[str]:
 
 def _health(cluster: Cluster) -> list[str]:
     health = cluster.health
-    options = [f"--gpus {cluster.gpus_per_node}", *(f"--free-gb {word(f'{folder}={gb:g}')}" for folder, gb in health.free_gb.items())]
+    options = [
+        f"--gpus {cluster.gpus_per_node}",
+        *(f"--free-gb {word(f'{folder}={gb:g}')}" for folder, gb in health.free_gb.items()),
+    ]
     if health.compute:
         options.append("--compute")
     drain = [
-        "  reason=$(head -c 200 \"$job_dir/health/$node.bad\" 2>/dev/null || echo \"no answer to the health check\")",
+        '  reason=$(head -c 200 "$job_dir/health/$node.bad" 2>/dev/null || echo "no answer to the health check")',
         '  say "bad node $node: $reason"',
     ]
     if health.drain:
@@ -134,18 +143,18 @@ def _health(cluster: Cluster) -> list[str]:
     return [
         "# Is every node sound? A bad one is named and drained, and the job queued again without it.",
         "bad=()",
-        f"timeout --kill-after=30 {health.seconds} \"${{on_all_nodes[@]}}\" --kill-on-bad-exit=0 \\",
+        f'timeout --kill-after=30 {health.seconds} "${{on_all_nodes[@]}}" --kill-on-bad-exit=0 \\',
         f'  "${{python[@]}}" -m megatron_native.slurm.health_check --folder "$job_dir/health" {" ".join(options)} ||',
         '  say "the health check failed"',
         'for node in "${hosts[@]}"; do',
         '  [[ -e $job_dir/health/$node.ok ]] || bad+=( "$node" )',
         "done",
-        'failed_checks=$run_dir/slurm/failed_checks',
+        "failed_checks=$run_dir/slurm/failed_checks",
         'mkdir -p "$run_dir/slurm"',
         "if (( ${#bad[@]} == 0 )); then",
         '  rm -f "$failed_checks"',
         "elif (( ${#bad[@]} == ${#hosts[@]} && ${#hosts[@]} > 1 )); then",
-        '  say "every node failed: rather the container, the paths or the limits in the cluster\'s file than the nodes. None is drained"',
+        '  say "every node failed, so the cluster\'s file may be wrong rather than the nodes; none is drained"',
         '  for node in "${bad[@]}"; do say "$node: $(cat "$job_dir/health/$node.bad" 2>/dev/null || echo "no answer")"; done',
         "  exit 1",
         "else",
@@ -156,7 +165,8 @@ def _health(cluster: Cluster) -> list[str]:
         f'  if (( $(wc -l < "$failed_checks") >= {health.attempts} )); then',
         f'    say "{health.attempts} checks in a row failed ($failed_checks)"; exit 1',
         "  fi",
-        '  queue_again "$(IFS=,; echo "${bad[*]}")"',
+        *(['  keep_from=$(IFS=,; echo "${bad[*]}")'] if cluster.requeue else []),
+        "  queue_again",
         "fi",
     ]
 
@@ -169,7 +179,8 @@ def _train(job: TrainingJob) -> list[str]:
         f'  --run-dir "$run_dir" --job-dir "$job_dir" --fruitless-jobs {fruitless}',
         "",
         '"${on_all_nodes[@]}" --kill-on-bad-exit=1 "${python[@]}" -m megatron_native pretrain "${pretrain[@]}" \\',
-        f'  --nnodes "${{#hosts[@]}}" --nproc {job.cluster.processes_per_node} --rdzv-endpoint "$address:$port" --logs "$job_dir" &',
+        f'  --nnodes "${{#hosts[@]}}" --nproc {job.cluster.processes_per_node} --rdzv-endpoint "$address:$port" \\',
+        '  --logs "$job_dir" &',
         "step=$!",
         "while :; do",
         "  code=0",
@@ -188,8 +199,8 @@ def _after(job: TrainingJob) -> list[str]:
         f'  --job-dir "$job_dir" --nodes "${{#hosts[@]}}" --fruitless-jobs {job.cluster.fruitless_jobs} '
         f'--failures {job.max_failures} "${{stop_requested[@]}}") ||',
         '  answer="stop 1"',
-        'read -r action code <<< "${answer##*$\'\\n\'}"',
+        "read -r action code <<< \"${answer##*$'\\n'}\"",
         'say "ranks ended: $action"',
-        'if [[ $action == requeue ]]; then queue_again; fi',
+        "if [[ $action == requeue ]]; then queue_again; fi",
         'exit "$code"',
     ]

@@ -47,8 +47,8 @@ class RankLogs(LogsSpecs):
         files = {local: str(self._place.stderr_of(int(env["RANK"])) or "") for local, env in envs.items()}
         for env in envs.values():
             env["TORCHELASTIC_ERROR_FILE"] = ""
-        nowhere = {local: "" for local in envs}
-        return LogsDest(nowhere, files, {}, {}, {local: os.devnull for local in envs})
+        nowhere = dict.fromkeys(envs, "")
+        return LogsDest(nowhere, files, {}, {}, dict.fromkeys(envs, os.devnull))
 
     @property
     def root_log_dir(self) -> str:

@@ -122,4 +122,6 @@ def _run(arguments: Sequence[str], processes: int, place: NodePlace, folder: Lau
     if place.logs is not None:
         (place.logs / "stderr").mkdir(parents=True, exist_ok=True)
     job = os.environ.get("SLURM_JOB_ID", place.endpoint)
-    return run_ranks(arguments, processes, folder, restarts_after, place, f"{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}")
+    return run_ranks(
+        arguments, processes, folder, restarts_after, place, f"{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    )

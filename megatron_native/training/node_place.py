@@ -41,10 +41,14 @@ class NodePlace:
 
     def __post_init__(self) -> None:
         if self.nodes < 1 or not 0 <= self.rank < self.nodes:
-            raise UserError(f"--nnodes {self.nodes} --node-rank {self.rank}: the rank goes from 0 to the number of nodes minus 1.")
+            raise UserError(
+                f"--nnodes {self.nodes} --node-rank {self.rank}: the rank goes from 0 to the number of nodes minus 1."
+            )
         host, _, port = self.endpoint.rpartition(":")
         if not host or not port.isdigit():
-            raise UserError(f"--rdzv-endpoint {self.endpoint!r}: write HOST:PORT, node 0 and a port that is free there.")
+            raise UserError(
+                f"--rdzv-endpoint {self.endpoint!r}: write HOST:PORT, node 0 and a port that is free there."
+            )
 
     def stderr_of(self, rank: int) -> Path | None:
         """Where the stderr of a rank of the run goes; None: to the launcher's own."""
@@ -75,7 +79,9 @@ class NodeOutcome:
         write_json(logs / "outcomes" / f"node_{self.node_rank:05d}.json", asdict(self))
 
 
-def died(place: NodePlace, host: str, state: State, message: str, deaths: Sequence[Death], when: float | None) -> NodeOutcome:
+def died(
+    place: NodePlace, host: str, state: State, message: str, deaths: Sequence[Death], when: float | None
+) -> NodeOutcome:
     """The outcome of a node whose ranks did not end by themselves; `when` is now where it is None."""
     return NodeOutcome(place.rank, host, state, message, [vars(death) for death in deaths], when or time.time())
 

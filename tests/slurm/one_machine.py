@@ -6,6 +6,7 @@ not exist, so that `sbatch --test-only` can judge scripts that ask for them. Sev
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -67,7 +68,12 @@ class Slurm:
     def run(self, *command: str, environment: Mapping[str, str] | None = None) -> str:
         """Standard output of a command; it has to succeed."""
         done = subprocess.run(
-            command, env={**self.environment, **(environment or {})}, capture_output=True, text=True, check=False, timeout=60
+            command,
+            env={**self.environment, **(environment or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
         )
         if done.returncode:
             raise AssertionError(f"{' '.join(command)} ended with {done.returncode}: {done.stdout}{done.stderr}")
@@ -78,7 +84,9 @@ class Slurm:
         words = self.run("scontrol", "--oneliner", "show", "job", str(number)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, number: str | int, condition: Callable[[dict[str, str]], bool], seconds: float = 240) -> dict[str, str]:
+    def wait_for(
+        self, number: str | int, condition: Callable[[dict[str, str]], bool], seconds: float = 240
+    ) -> dict[str, str]:
         """The job, once the condition holds. A requeued job is let go after some seconds, not after Slurm's two minutes.
 
         Not at once: what Slurm revokes of the job's credentials counts for the whole second.
@@ -97,7 +105,10 @@ class Slurm:
     def let_go(self, number: str | int) -> None:
         """Start a job now that waits for its time."""
         subprocess.run(
-            ["scontrol", "update", f"JobId={number}", "StartTime=now"], env=self.environment, check=False, capture_output=True
+            ["scontrol", "update", f"JobId={number}", "StartTime=now"],
+            env=self.environment,
+            check=False,
+            capture_output=True,
         )
 
     def logs(self) -> str:
@@ -212,7 +223,5 @@ def _step_pids(spool: Path) -> list[int]:
 
 
 def _end(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -64,7 +64,9 @@ def test_margins_by_hand(tmp_path: Path) -> None:
         signal_margin(Cluster(time="3"), tmp_path, None)
 
 
-def outcome(node: int, state: State, deaths: list[tuple[int, int]] | None = None, time: float = 0.0, message: str = "") -> NodeOutcome:
+def outcome(
+    node: int, state: State, deaths: list[tuple[int, int]] | None = None, time: float = 0.0, message: str = ""
+) -> NodeOutcome:
     dead = [{"rank": rank, "exit_code": code} for rank, code in deaths or []]
     return NodeOutcome(node, f"node{node}", state, message, dead, time)
 
@@ -82,7 +84,9 @@ def outcome(node: int, state: State, deaths: list[tuple[int, int]] | None = None
     (["failed", "user_error"], True, "stop 2"),
     (["stopped", "failed"], False, "stop 1"),
 ])  # fmt: skip
-def test_verdicts_where_there_is_progress(tmp_path: Path, states: list[State], stop_requested: bool, verdict: str) -> None:
+def test_verdicts_where_there_is_progress(
+    tmp_path: Path, states: list[State], stop_requested: bool, verdict: str
+) -> None:
     progress = Progress.read(tmp_path)
     progress.begin("1.0")
     (tmp_path / "checkpoints" / "step_00000010").mkdir(parents=True)
@@ -123,7 +127,11 @@ def test_a_job_that_was_cut_off_is_counted_when_the_next_begins(tmp_path: Path) 
 
 
 def test_the_first_failing_rank_is_the_first_that_did_not_lose_a_connection(tmp_path: Path) -> None:
-    for rank, said in ((3, "RuntimeError: Connection closed by peer"), (9, "ValueError: the cause"), (12, "KeyError: late")):
+    for rank, said in (
+        (3, "RuntimeError: Connection closed by peer"),
+        (9, "ValueError: the cause"),
+        (12, "KeyError: late"),
+    ):
         stderr_file(tmp_path, rank).parent.mkdir(exist_ok=True)
         stderr_file(tmp_path, rank).write_text(f"Traceback\n{said}\n")
     outcomes = [
@@ -149,7 +157,9 @@ def test_outcomes_that_can_not_be_read_count_as_none(tmp_path: Path) -> None:
 
 
 def test_secrets_are_not_written_down() -> None:
-    text = environment_text({"B": "2\n3", "HF_TOKEN": "abc", "AWS_SECRET_ACCESS_KEY": "def", "A": "1", "BASH_FUNC_module%%": "()"})
+    text = environment_text(
+        {"B": "2\n3", "HF_TOKEN": "abc", "AWS_SECRET_ACCESS_KEY": "def", "A": "1", "BASH_FUNC_module%%": "()"}
+    )
     assert text == "A=1\nAWS_SECRET_ACCESS_KEY=(not written down)\nB=2\\n3\nHF_TOKEN=(not written down)\n"
 
 

@@ -20,7 +20,10 @@ from tests.slurm.one_machine import Slurm
 EXAMPLES = {"llama3_70b": "Meta-Llama-3-70B", "llama3_8b": "Meta-Llama-3-8B", "qwen1.5_32b": "Qwen1.5-32B"}
 SITES = {"container": "cluster.yaml", "bare_metal": "cluster-bare-metal.yaml"}
 COMMITTED = sorted(REPOSITORY.glob("examples/*/slurm/*/*.sbatch"))
-APPTAINER = {"gpus_per_node": 4, "container": {"kind": "apptainer", "image": "$HOME/my image.sif", "mounts": ["/a", "/b:/c"]}}
+APPTAINER = {
+    "gpus_per_node": 4,
+    "container": {"kind": "apptainer", "image": "$HOME/my image.sif", "mounts": ["/a", "/b:/c"]},
+}
 
 
 def shellcheck(files: list[Path]) -> str:
@@ -80,13 +83,24 @@ def test_arrays_of_corpus_and_rewriting(slurm: Slurm, tmp_path: Path, requeue: b
         slurm.run("sbatch", "--test-only", str(file))
 
 
-@pytest.mark.parametrize("site", [
-    {**APPTAINER, "partition": "gpu", "gpu_option": "gres", "cpus_per_task": 8, "environment": {"CACHE": '$HOME/a "b" `c`'}},
-    {"partition": "gpu", "health": {"enabled": False}, "bare_metal": {"venv": "/a b/venv", "modules": ["cuda/12.4"], "setup": ["ulimit -c 0"]}},
-    {"partition": "gpu", "requeue": False, "chain_jobs": 4, "container": {"kind": "pyxis", "image": "a/b:c", "options": ["--container-writable"]}},
-])  # fmt: skip
+OTHER_SITES: list[dict[str, object]] = [
+    {**APPTAINER, "gpu_option": "gres", "cpus_per_task": 8, "environment": {"CACHE": '$HOME/a "b" `c`'}},
+    {
+        "health": {"enabled": False},
+        "bare_metal": {"venv": "/a b/venv", "modules": ["cuda/12"], "setup": ["ulimit -c 0"]},
+    },
+    {
+        "requeue": False,
+        "chain_jobs": 4,
+        "container": {"kind": "pyxis", "image": "a/b:c", "options": ["--container-writable"]},
+    },
+]
+
+
+@pytest.mark.parametrize("site", [{**site, "partition": "gpu"} for site in OTHER_SITES])
 def test_scripts_of_other_sites(slurm: Slurm, tmp_path: Path, site: dict[str, object]) -> None:
-    run = write_run(tmp_path, platform="cuda", run_dir=str(tmp_path / "it's a run"), training={"steps": 9, "global_batch_size": 128})
+    training = {"steps": 9, "global_batch_size": 128}
+    run = write_run(tmp_path, platform="cuda", run_dir=str(tmp_path / "it's a run"), training=training)
     files = written(tmp_path, site, "--config", str(run.config), "--nodes", "4", "optimizer.lr=2e-4")
     assert shellcheck(files) == ""
     slurm.run("sbatch", "--test-only", str(files[0]))
@@ -105,15 +119,30 @@ def test_the_dry_run_prints_what_would_be_submitted_and_leaves_nothing(
     assert commands.splitlines() == [
         f"mkdir -p {tiny.run_dir}/logs/slurm",
         f"sbatch --parsable {folder}/import.sbatch",
-        *[f"sbatch --parsable --dependency=afterok:<import>,singleton --kill-on-invalid-dep=yes {folder}/pretrain.sbatch"] * 2,
+        *[
+            f"sbatch --parsable --dependency=afterok:<import>,singleton --kill-on-invalid-dep=yes {folder}/pretrain.sbatch"
+        ]
+        * 2,
         f"sbatch --parsable --dependency=afterok:<pretrain> --kill-on-invalid-dep=yes {folder}/export.sbatch",
     ]
-    main([*words, "--hf", "hf", "--write", str(tmp_path / "written"), "model.hf_config=null", f"model.checkpoint={tmp_path}/imported"])
+    main(
+        [
+            *words,
+            "--hf",
+            "hf",
+            "--write",
+            str(tmp_path / "written"),
+            "model.hf_config=null",
+            f"model.checkpoint={tmp_path}/imported",
+        ]
+    )
     for name in ("import", "pretrain", "export"):
         assert f"==> {folder}/{name}.sbatch <==\n{(tmp_path / 'written' / f'{name}.sbatch').read_text()}" in scripts
 
 
-def refused(tmp_path: Path, run: Callable[[list[str]], Done], *words: str, site: dict[str, object] | None = None) -> str:
+def refused(
+    tmp_path: Path, run: Callable[[list[str]], Done], *words: str, site: dict[str, object] | None = None
+) -> str:
     tiny = write_run(tmp_path, site)
     done = run(["launch", "--slurm", str(tiny.cluster), "--config", str(tiny.config), "--dry-run", *words])
     assert done.returncode == 2, done.stdout
@@ -125,7 +154,9 @@ def test_what_could_not_run_is_refused(tmp_path: Path, run: Callable[[list[str]]
     assert "global_batch_size 4 is no multiple of micro_batch_size 1 × data-parallel size 3" in said
     said = refused(tmp_path, run, "--nodes", "2", "parallel.tensor_model_parallel_size=4")
     assert "2 processes cannot be split by tensor_model_parallel_size 4" in said
-    said = refused(tmp_path, run, "parallel.pipeline_model_parallel_size=3", "training.global_batch_size=3", "--nodes", "3")
+    said = refused(
+        tmp_path, run, "parallel.pipeline_model_parallel_size=3", "training.global_batch_size=3", "--nodes", "3"
+    )
     assert "layers cannot be split evenly over parallel.pipeline_model_parallel_size 3" in said
     assert "set it to 0, or platform=cuda" in refused(tmp_path, run, site={"gpus_per_node": 8})
     assert "--what import needs --hf" in refused(tmp_path, run, "--what", "all")

@@ -133,7 +133,9 @@ def test_where_every_node_fails_none_is_drained(slurm: Slurm, tmp_path: Path) ->
     assert "DRAIN" not in slurm.run("scontrol", "--oneliner", "show", "nodes")
 
 
-def test_a_chain_of_jobs_where_none_may_be_queued_again(slurm: Slurm, tmp_path: Path, undisturbed: dict[int, float]) -> None:
+def test_a_chain_of_jobs_where_none_may_be_queued_again(
+    slurm: Slurm, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
     run = write_run(tmp_path, {"requeue": False, "chain_jobs": 3})
     first, second, third = run.launch(slurm, "--nodes", "2")
     wait_for_step(slurm, run, first, 3)
@@ -158,7 +160,7 @@ def test_a_cancelled_run_is_saved_and_stays_cancelled(slurm: Slurm, tmp_path: Pa
 
 
 def test_import_training_and_export_follow_one_another(slurm: Slurm, tmp_path: Path) -> None:
-    hf = make_tiny_model(tmp_path / "hf", "llama")
+    hf = make_tiny_model(tmp_path / "hf", "llama2")
     run = write_run(
         tmp_path, model={"checkpoint": str(tmp_path / "imported")},
         training={"steps": 3, "global_batch_size": 4, "precision": "fp32"},

@@ -54,7 +54,10 @@ def test_nodes_train_together_to_the_end(tmp_path: Path) -> None:
     ended = [finish(node) for node in start(tmp_path, "well")]
     assert [code for code, _ in ended] == [0, 0], ended
     assert last_step(tmp_path / "run") == 8
-    assert [(outcome.node_rank, outcome.state) for outcome in read_outcomes(tmp_path / "logs")] == [(0, "done"), (1, "done")]
+    assert [(outcome.node_rank, outcome.state) for outcome in read_outcomes(tmp_path / "logs")] == [
+        (0, "done"),
+        (1, "done"),
+    ]
 
 
 def test_a_stop_of_one_node_saves_and_stops_all(tmp_path: Path) -> None:
@@ -88,7 +91,9 @@ def test_a_user_error_is_left_with_its_message(tmp_path: Path) -> None:
     assert (outcome.state, outcome.message) == ("user_error", "the shard of rank 1 is missing: put it back.")
 
 
-@pytest.mark.parametrize(("nodes", "rank", "endpoint"), [(2, 2, "host:1"), (2, 0, "host"), (0, 0, "host:1"), (2, 1, ":80")])
+@pytest.mark.parametrize(
+    ("nodes", "rank", "endpoint"), [(2, 2, "host:1"), (2, 0, "host"), (0, 0, "host:1"), (2, 1, ":80")]
+)
 def test_places_that_can_not_be(nodes: int, rank: int, endpoint: str) -> None:
     with pytest.raises(UserError):
         NodePlace(nodes, rank, endpoint)
