@@ -151,7 +151,7 @@ def _array_loop(command: Sequence[str], waits: bool, requeue: bool) -> list[str]
             "while (( code == 75 )) && [[ -z $stopped ]]; do",
             *(f"  {line}" for line in run),
             "  # 75: other tasks have still to do their share of this stage.",
-            f"  if (( code == 75 )) && [[ -z $stopped ]]; then sleep {_WAIT_SECONDS}; fi",
+            f'  if (( code == 75 )) && [[ -z $stopped ]]; then sleep "${{CORPUS_WAIT_SECONDS:-{_WAIT_SECONDS}}}"; fi',
             "done",
         ]
     again = '  scontrol requeue "$SLURM_JOB_ID" || true' if requeue else "  say 'submit this script again to go on'"
