@@ -87,7 +87,7 @@ def write_run(folder: Path, cluster: dict[str, Any] | None = None, **sections: A
         "time": "1:00:00",
         "python": sys.executable,
         "environment": {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        "health": {"compute": False, "free_gb": {str(folder): 0.001}},
+        "health": {"enabled": False},  # another start of Python on every node
         **(cluster or {}),
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(run))

@@ -85,7 +85,7 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait_for(
-        self, number: str | int, condition: Callable[[dict[str, str]], bool], seconds: float = 240
+        self, number: str | int, condition: Callable[[dict[str, str]], bool], seconds: float = 300
     ) -> dict[str, str]:
         """The job, once the condition holds. A requeued job is let go after some seconds, not after Slurm's two minutes.
 
@@ -146,8 +146,8 @@ SlurmctldPidFile={folder}/ctl.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmdSpoolDir={folder}/%n
 StateSaveLocation={folder}/ctl
-SlurmUser={os.environ.get("USER") or "root"}
-SlurmdUser={os.environ.get("USER") or "root"}
+SlurmUser=root
+SlurmdUser=root
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=100000

@@ -45,7 +45,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
 def test_a_run_that_is_signalled_is_queued_again_and_ends_with_the_same_losses(
     slurm: Slurm, tmp_path: Path, undisturbed: dict[int, float]
 ) -> None:
-    run = write_run(tmp_path)
+    run = write_run(tmp_path, {"health": {"free_gb": {str(tmp_path): 0.001}}})
     [job] = run.launch(slurm, "--nodes", "2")
     wait_for_step(slurm, run, job, 3)
     slurm.run("scancel", "--batch", "--signal=USR1", job)
