@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export-hf": ("export_hf", "Megatron distributed checkpoint → Hugging Face folder"),
     "verify-hf": ("verify_hf", "compare a checkpoint with a Hugging Face folder: names, bits, logits"),
     "pretrain": ("pretrain", "continue the pre-training of a checkpoint, on one process or many"),
+    "launch": ("launch", "a run as Slurm jobs: import → pretrain → export, its corpus as arrays; --dry-run shows them"),
     "finetune": ("finetune", "conversations → a fine-tuned Hugging Face folder, on the trainer of pretrain"),
     "train-worker": ("train_worker", "seed pairs → a worker that rewrites"),
     "check-data": ("check_data", "are the datasets of a run whole, and made for its model? No GPU needed"),

@@ -1,4 +1,4 @@
-"""torchrun's agent on this machine, with restarts and signals as a training run needs them.
+"""torchrun's agent on one node, with restarts and signals as a training run needs them.
 
 torchrun's own agent ends ranks that outlive a dead one with SIGTERM and gives them half a minute; here SIGTERM means
 "save and stop", which the ranks that are left can't do, so they are ended at once. And torchrun kills all ranks half a
@@ -19,11 +19,12 @@ from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest, LogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from megatron_native.training.launch_folder import LaunchFolder
+from megatron_native.training.node_place import NodePlace
 from megatron_native.training.restarts import Death
 from megatron_native.training.signals import STOP_SIGNALS
 
@@ -31,6 +32,28 @@ RESTARTS_VARIABLE = "MEGATRON_NATIVE_RESTARTS"
 """Environment variable that tells ranks how often they have been started again."""
 
 _MONITOR_SECONDS = 0.1
+_RENDEZVOUS_SECONDS = 900
+
+
+class RankLogs(LogsSpecs):
+    """The stderr of every rank in a file of its own; stdout goes where the launcher's goes."""
+
+    def __init__(self, place: NodePlace) -> None:
+        super().__init__()
+        self._place = place
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Where the streams of the local ranks go."""
+        files = {local: str(self._place.stderr_of(int(env["RANK"])) or "") for local, env in envs.items()}
+        for env in envs.values():
+            env["TORCHELASTIC_ERROR_FILE"] = ""
+        nowhere = dict.fromkeys(envs, "")
+        return LogsDest(nowhere, files, {}, {}, dict.fromkeys(envs, os.devnull))
+
+    @property
+    def root_log_dir(self) -> str:
+        """The folder of logs."""
+        return str(self._place.logs or "")
 
 
 class RankAgent(LocalElasticAgent):
@@ -39,10 +62,11 @@ class RankAgent(LocalElasticAgent):
     Args:
         spec: torchrun's description of the ranks.
         folder: what the ranks and this process share.
+        place: this node among several, or None on one machine.
     """
 
-    def __init__(self, spec: WorkerSpec, folder: LaunchFolder) -> None:
-        super().__init__(spec, DefaultLogsSpecs())
+    def __init__(self, spec: WorkerSpec, folder: LaunchFolder, place: NodePlace | None = None) -> None:
+        super().__init__(spec, DefaultLogsSpecs() if place is None else RankLogs(place))
         self._folder = folder
         self._rank_pids: dict[int, int] = {}
         self.deaths: list[Death] = []
@@ -101,7 +125,12 @@ def _ended(pid: int) -> int | None:
 
 
 def run_ranks(
-    arguments: Sequence[str], processes: int, folder: LaunchFolder, restarts_after: Callable[[list[Death]], bool]
+    arguments: Sequence[str],
+    processes: int,
+    folder: LaunchFolder,
+    restarts_after: Callable[[list[Death]], bool],
+    place: NodePlace | None = None,
+    run_id: str | None = None,
 ) -> bool:
     """Run `processes` ranks of this Python with `arguments` to their end; whether all ended with 0.
 
@@ -112,6 +141,8 @@ def run_ranks(
         processes: how many ranks.
         folder: what the ranks and this process share.
         restarts_after: called with the deaths that came first; whether all ranks are started again.
+        place: this node among several, or None on one machine.
+        run_id: what all nodes of the run call it, where there are several.
 
     Raises:
         KeyboardInterrupt: SIGINT came; the ranks have been ended.
@@ -125,7 +156,7 @@ def run_ranks(
     try:
         for attempt in itertools.count():
             os.environ[RESTARTS_VARIABLE] = str(attempt)
-            deaths = _run_once(arguments, processes, folder, attempt)
+            deaths = _run_once(arguments, processes, folder, f"{run_id or os.getpid()}.{attempt}", place)
             if not deaths or not restarts_after(deaths):
                 return not deaths
         raise AssertionError("attempts do not end by themselves")
@@ -139,23 +170,30 @@ def run_ranks(
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _run_once(arguments: Sequence[str], processes: int, folder: LaunchFolder, attempt: int) -> list[Death]:
+def _run_once(
+    arguments: Sequence[str], processes: int, folder: LaunchFolder, run_id: str, place: NodePlace | None
+) -> list[Death]:
     """Start all ranks and wait for them; the deaths that came first.
 
     torch's agent could start ranks again itself, but through the same store, where they find the addresses of the dead
-    ones (pytorch/pytorch#135712): each attempt gets an agent and a store of its own.
+    ones (pytorch/pytorch#135712): each attempt gets an agent and a store of its own. Among several nodes, ranks are in the
+    order of the nodes, as the scheduler has placed them (a c10d rendezvous would sort them by address).
     """
-    rendezvous = get_rendezvous_handler(
-        RendezvousParameters(
-            backend="c10d", endpoint="localhost:0", run_id=f"{os.getpid()}.{attempt}", min_nodes=1, max_nodes=1,
-            timeout=900,
+    if place is None:
+        parameters = RendezvousParameters(
+            backend="c10d", endpoint="localhost:0", run_id=run_id, min_nodes=1, max_nodes=1, timeout=_RENDEZVOUS_SECONDS
         )
-    )  # fmt: skip
+    else:
+        parameters = RendezvousParameters(
+            backend="static", endpoint=place.endpoint, run_id=run_id, min_nodes=place.nodes, max_nodes=place.nodes,
+            rank=place.rank, timeout=_RENDEZVOUS_SECONDS,
+        )  # fmt: skip
+    rendezvous = get_rendezvous_handler(parameters)
     spec = WorkerSpec(
         role="trainer", local_world_size=processes, entrypoint=sys.executable, args=tuple(arguments),
         rdzv_handler=rendezvous, max_restarts=0, monitor_interval=_MONITOR_SECONDS,
     )  # fmt: skip
-    agent = RankAgent(spec, folder)
+    agent = RankAgent(spec, folder, place)
     try:
         agent.handle_stop_signals()
         failed = agent.run().is_failed()

@@ -14,8 +14,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,11 @@ def rank_outcome(train: Callable[[], int]) -> int:
 
 def _train(config: Path, overrides: Sequence[str]) -> int:
     run = load_run_config(config, overrides)
-    if _is_finished(run):
+    if is_finished(run):
         return EXIT_DONE
     with _lock_of_rank(run.run_dir):
         if LaunchFolder.of_environment() is None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            _check_data(run)
+            check_data(run)
         from megatron_native.platform import start_platform, stop_platform
 
         platform = start_platform(run.platform, cuda_environment=cuda_environment(run))
@@ -149,20 +149,16 @@ def launch_local(config: Path, overrides: Sequence[str], processes: int, worker:
     from megatron_native.training.shape import read_model
 
     check_layout(run, read_model(run), processes)
-    if _is_finished(run):
+    if is_finished(run):
         return EXIT_DONE
     with RunLock(run.run_dir, patience=STALE_SECONDS), tempfile.TemporaryDirectory(prefix="megatron-native-") as shared:
-        _check_data(run)
+        check_data(run)
         folder = LaunchFolder(Path(shared))
-        _set_rank_environment(run, folder, processes)
-        try:
+        with launch_environment(run, folder, processes):
             return _supervise(run, [*worker, "--config", str(config), *overrides], processes, folder)
-        finally:
-            for name in (FOLDER_VARIABLE, HELD_VARIABLE):
-                os.environ.pop(name)
 
 
-def _check_data(run: RunConfig) -> None:
+def check_data(run: RunConfig) -> None:
     """Refuse damaged or foreign data before any device is touched; once a node."""
     from megatron_native.data.startup_check import check_datasets
     from megatron_native.training.shape import read_model
@@ -170,11 +166,18 @@ def _check_data(run: RunConfig) -> None:
     check_datasets(run, read_model(run), lambda line: print(line, flush=True))
 
 
-def _set_rank_environment(run: RunConfig, folder: LaunchFolder, processes: int) -> None:
+@contextmanager
+def launch_environment(run: RunConfig, folder: LaunchFolder, processes: int) -> Iterator[None]:
+    """The environment in which ranks are started: they find their launcher's folder and know that the run is locked."""
     os.environ[FOLDER_VARIABLE] = str(folder.path)
     os.environ[HELD_VARIABLE] = str(run.run_dir.resolve())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
     os.environ.update(with_this_package(os.environ))
+    try:
+        yield
+    finally:
+        for name in (FOLDER_VARIABLE, HELD_VARIABLE):
+            os.environ.pop(name)
 
 
 def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
@@ -198,7 +201,7 @@ def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder:
     def restarts_after(deaths: list[Death]) -> bool:
         if folder.has_outcome():
             return False
-        if _died_of_a_stop(deaths, folder):
+        if died_of_a_stop(deaths, folder):
             folder.leave_requeue(deaths[0].rank)
             incidents.record(STOP_REQUESTED, f"stopped by {folder.stop_requested()} while the ranks were starting")
             return False
@@ -223,7 +226,7 @@ def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder:
     return EXIT_DONE if succeeded else EXIT_FAILURE
 
 
-def _died_of_a_stop(deaths: Sequence[Death], folder: LaunchFolder) -> bool:
+def died_of_a_stop(deaths: Sequence[Death], folder: LaunchFolder) -> bool:
     """Whether ranks died of a stop signal before they could handle it, so that nothing is lost.
 
     A scheduler signals every process of a job by itself, in any order: give the launcher's own signal time to arrive.
@@ -236,7 +239,7 @@ def _died_of_a_stop(deaths: Sequence[Death], folder: LaunchFolder) -> bool:
     return folder.stop_requested() is not None
 
 
-def _is_finished(run: RunConfig) -> bool:
+def is_finished(run: RunConfig) -> bool:
     """Whether the trainer says that the run is through, with no more asked for than then; then says so."""
     if not run.checkpointing.resume:
         return False

@@ -194,9 +194,9 @@ def test_layouts_decide_alike(folder: Path) -> None:
 def test_a_run_that_ended_early_is_done(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_rank(folder / "job.yaml", []) == 0
     assert "evaluation.early_stop ended the run after step" in capsys.readouterr().out
-    assert launch._is_finished(load_run_config(folder / "job.yaml", ["training.steps=40"])), "it ended by the same rule"
-    assert not launch._is_finished(load_run_config(folder / "job.yaml", ["evaluation.early_stop.patience=5"]))
-    assert not launch._is_finished(load_run_config(folder / "job.yaml", ["evaluation.early_stop=null"]))
+    assert launch.is_finished(load_run_config(folder / "job.yaml", ["training.steps=40"])), "it ended by the same rule"
+    assert not launch.is_finished(load_run_config(folder / "job.yaml", ["evaluation.early_stop.patience=5"]))
+    assert not launch.is_finished(load_run_config(folder / "job.yaml", ["evaluation.early_stop=null"]))
 
 
 def test_with_more_patience_it_goes_on(folder: Path) -> None:

@@ -298,7 +298,7 @@ def finished(folder: Path, record: Any, **sections: Any) -> bool:
     run.run_dir.mkdir(exist_ok=True)
     text = record if isinstance(record, str) else json.dumps(record)
     (run.run_dir / launch.FINISHED_FILE).write_text(text)
-    return launch._is_finished(run)
+    return launch.is_finished(run)
 
 
 @pytest.fixture
