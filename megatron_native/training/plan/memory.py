@@ -128,6 +128,9 @@ def rank_memory(
         activations["recomputed"] = peak.recomputed
     if spec == "torch" and (inputs := _pipeline_inputs(run, pipeline_rank, peak.in_flight)):
         activations["stage inputs"] = inputs * rules.hidden
+    last = pipeline_rank == run.parallel.pipeline_model_parallel_size - 1
+    if platform == "cuda" and run.parallel.defer_embedding_wgrad_compute and last:
+        activations["deferred output layer"] = rules.deferred(micro_batches)
     activations = {name: size for name, size in activations.items() if size}
     return RankMemory(
         rank=number, pipeline_rank=pipeline_rank, layers=layers, parameters=parameters, weights=weights, gradients=gradients,

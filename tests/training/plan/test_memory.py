@@ -51,9 +51,7 @@ FULL = {"recompute": "full"}
 CASES = {
     "one process": Case(1, {}),
     "one process, full recomputation": Case(1, {}, FULL),
-    "one process, packed": Case(1, {}, packed=True),
     "one process, FP32": Case(1, {}, {"precision": "fp32"}),
-    "DP2": Case(2, {}),
     "DP2, BF16 gradients": Case(2, {}, optimizer={"grad_reduce_in_fp32": False}),
     "DP2, whole optimizer": Case(2, {"use_distributed_optimizer": False}),
     "TP2": Case(2, {TP: 2}),
@@ -65,7 +63,6 @@ CASES = {
     "PP2": Case(2, {PP: 2}),
     "PP2, full recomputation": Case(2, {PP: 2}, {**FULL, "recompute_num_layers": 2}),
     "PP2, first layer of a stage recomputed": Case(2, {PP: 2}, {**FULL, "recompute_method": "block"}),
-    "PP2, tied embeddings": Case(2, {PP: 2}, shape="tied-llama"),
     "PP2 VPP2": Case(2, {PP: 2, VPP: 2}, layers=8),
     "PP2, three layers first": Case(2, {PP: 2, "num_layers_in_first_pipeline_stage": 3}),
     "PP2 VPP2 by hand": Case(2, {PP: 2, VPP: 2, "pipeline_layout": "Et|t*2|t*2|tL"}, layers=6),

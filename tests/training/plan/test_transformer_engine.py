@@ -100,6 +100,29 @@ def test_where_both_keep_the_same_the_rules_say_what_plain_torch_is_measured_to_
     assert by_rule.communication["NCCL (allowance)"] == NCCL_ALLOWANCE
 
 
+def test_fp8_weights_take_two_bytes_more_beside_bf16_and_none_in_its_place() -> None:
+    model = to_model_config({**SHAPES["llama2"].config, "model_type": "llama"})
+    one = {"training": {"global_batch_size": 1}}
+    plain = rank_memory(run_of(**one), model, 1, 0)
+    one["training"]["precision"] = "fp8"
+    beside = rank_memory(run_of(**one, fp8={"first_layers_bf16": 2}), model, 1, 0)
+    instead = rank_memory(run_of(**one, fp8={"param_gather": True}), model, 1, 0)
+    # By hand: one layer of four is FP8; its matrices are 3 · 128² + 128² and 2 · 192 · 128 + 192 · 128.
+    assert beside.weights - plain.weights == 2 * (4 * 128**2 + 3 * 192 * 128)
+    assert instead.weights == plain.weights
+    assert (beside.gradients, beside.optimizer) == (plain.gradients, plain.optimizer)
+
+
+def test_deferred_gradients_of_the_output_layer_wait_on_the_last_stage() -> None:
+    settings = {**SHARDED, VPP: None, "defer_embedding_wgrad_compute": True}
+    run = run_of(parallel={**settings, "wgrad_deferral_limit": 3})
+    without, some = rules_of(run).deferred(1), rules_of(run).deferred(64)
+    # By hand: [8192, 128256 / 8] gradients and [1024, 8192] inputs in BF16.
+    assert without == (8192 * 16032 + 1024 * 8192) * 2
+    assert some == 3 * without
+    assert rules_of(run_of(parallel=settings)).deferred(64) == 64 * without
+
+
 def test_one_rank_of_llama3_70b_on_512_gpus() -> None:
     run = run_of(parallel={**SHARDED, "overlap_grad_reduce": True, "overlap_param_gather": True})
     stages = [rank_memory(run, LLAMA3_70B, 512, stage) for stage in range(4)]
