@@ -32,30 +32,33 @@ class UnsupportedOnCpuError(RuntimeError):
     """megatron-core (or this project) called a CUDA function that the CPU platform does not know."""
 
 
-def _redirect(device: Any) -> Any:
-    if isinstance(device, torch.device):
-        return _CPU if device.type == "cuda" else device
-    if isinstance(device, str) and device.startswith("cuda"):
-        return _CPU
-    return device
-
-
 class _DeviceRedirection(TorchFunctionMode):
-    """Sends every tensor that is asked for on CUDA to the CPU, and reports CPU tensors by the type names of CUDA."""
+    """Sends every tensor that is asked for on CUDA to another device, and reports tensors by the type names of CUDA."""
+
+    def __init__(self, device: torch.device = _CPU) -> None:
+        super().__init__()
+        self.device = device
+
+    def _redirect(self, device: Any) -> Any:
+        if isinstance(device, torch.device):
+            return self.device if device.type == "cuda" else device
+        if isinstance(device, str) and device.startswith("cuda"):
+            return self.device
+        return device
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if "device" in kwargs:
-            kwargs = {**kwargs, "device": _redirect(kwargs["device"])}
+            kwargs = {**kwargs, "device": self._redirect(kwargs["device"])}
         if func is torch.Tensor.to:
-            args = tuple(_redirect(argument) for argument in args)
+            args = tuple(self._redirect(argument) for argument in args)
         elif func is torch.Tensor.cuda:
-            return args[0]
+            return args[0] if self.device == _CPU else args[0].to(self.device)
         elif func is torch.Tensor.type and len(args) == 1 and not kwargs:
             # The distributed optimizer sorts parameters by the type names of CUDA.
-            return func(*args).replace("torch.", "torch.cuda.")
+            return f"torch.cuda.{func(*args).rpartition('.')[2]}"
         return func(*args, **kwargs)
 
 
@@ -129,11 +132,11 @@ def _zero(*_: Any, **__: Any) -> int:
     return 0
 
 
-def _substitutes() -> dict[str, Any]:
-    """What stands in for each attribute of `torch.cuda`, by name."""
+def _substitutes(device: torch.device) -> dict[str, Any]:
+    """What stands in for each attribute of `torch.cuda`, by name, where `device` stands for CUDA's."""
     stream = _Stream()
     return {
-        "current_device": lambda: _CPU,  # megatron-core passes it on as a device argument
+        "current_device": lambda: device,  # megatron-core passes it on as a device argument
         "set_device": _nothing,
         "synchronize": _nothing,
         "Stream": _Stream,
@@ -185,9 +188,14 @@ def _nothing_compiled() -> Iterator[None]:
 
 
 class CpuSubstitute:
-    """The installed substitute; `remove()` puts torch back as it was (for tests)."""
+    """The installed substitute; `remove()` puts torch back as it was.
 
-    def __init__(self) -> None:
+    Args:
+        device: stands for CUDA's: the CPU, or `meta` for a model without storage (`platform/fake.py`).
+    """
+
+    def __init__(self, device: torch.device = _CPU) -> None:
+        self.device = device
         self._originals: list[tuple[Any, str, Any]] = []
         self._mode: TorchFunctionMode | None = None
 
@@ -206,7 +214,7 @@ class CpuSubstitute:
         self._replace(jit, "jit_fuser", jit.noop_decorator)  # also of what is imported later
 
         cuda = torch.cuda
-        table = _substitutes()
+        table = _substitutes(self.device)
         for name in dir(cuda):
             member = getattr(cuda, name)
             if name in table or name.startswith("_") or name in _ANSWERED_BY_TORCH:
@@ -220,7 +228,7 @@ class CpuSubstitute:
         # What megatron-core's RNG tracker took from torch.cuda by name when it was imported.
         self._replace(megatron_random, "_lazy_call", table["_lazy_call"])
         self._replace(megatron_random, "_lazy_init", table["_lazy_init"])
-        self._mode = _DeviceRedirection()
+        self._mode = _DeviceRedirection(self.device)
         self._mode.__enter__()
 
     def remove(self) -> None:

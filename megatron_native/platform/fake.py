@@ -1,0 +1,61 @@
+"""A platform with no devices: one rank of a run of any size, whose model has shapes and no storage.
+
+It is what a plan is worked out on: the process group is torch's fake one, which answers every collective without sending,
+and what would be on a GPU is on torch's meta device. Several ranks are built one after another in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from megatron_native.platform.cpu import CpuSubstitute
+
+META = torch.device("meta")
+
+
+@contextmanager
+def fake_platform(rank: int, world_size: int) -> Iterator[torch.device]:
+    """Be rank `rank` of `world_size` processes that are not there; yields the meta device.
+
+    Inside, megatron-core's parallel state can be initialised (groups that the rank is not in are not made, and none is
+    gloo's), every new tensor without a device is on meta, and so is every one that is asked for on CUDA. At the end groups,
+    parallel state and torch are as they were. It works beside the CPU substitute and on machines with GPUs, which it does
+    not touch.
+
+    Raises:
+        RuntimeError: a process group is up already; a plan needs a process of its own.
+    """
+    if dist.is_initialized():
+        raise RuntimeError("a process group is up: the fake platform can't stand beside a real one in the same process")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size} processes")
+    substitute = CpuSubstitute(META)
+    substitute.install()
+    from megatron.core import parallel_state
+
+    make_group = parallel_state.create_group
+
+    def own_group(ranks: Any = None, **settings: Any) -> Any:
+        if ranks is not None and rank not in ranks:
+            return dist.GroupMember.NON_GROUP_MEMBER
+        return make_group(ranks=ranks, group_desc=settings.get("group_desc"))
+
+    generator = torch.get_rng_state()
+    parallel_state.create_group = own_group
+    try:
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+        with META:
+            yield META
+    finally:
+        parallel_state.create_group = make_group
+        parallel_state.destroy_model_parallel()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        substitute.remove()
+        torch.set_rng_state(generator)

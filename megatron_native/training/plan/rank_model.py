@@ -1,0 +1,123 @@
+"""The real model, buffers and optimizer of one rank of a run, without storage: what a plan counts.
+
+Nothing is modelled here. The trainer's own builder makes megatron-core's model chunks, their data-parallel wrappers with the
+padded buffers, and the optimizer with this rank's shards, on the meta device under a fake process group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from megatron_native.config.megatron import megatron_configs
+from megatron_native.config.model import ModelConfig
+from megatron_native.config.run import RunConfig
+from megatron_native.platform.fake import fake_platform
+from megatron_native.training.model import TrainableModel, build_trainable_model, initialize_parallel_state
+
+ParameterKind = Literal["embedding", "output", "norm", "matrix", "bias"]
+
+
+@dataclass(frozen=True)
+class PlannedParameter:
+    """One parameter of one rank, as it is built there."""
+
+    name: str
+    """megatron-core's, within its model chunk."""
+    chunk: int
+    """Model chunk: 0, or the virtual pipeline stage."""
+    shape: tuple[int, ...]
+    """On this rank: the tensor-parallel share."""
+    dtype: torch.dtype
+    kind: ParameterKind
+    sharded: bool
+    """Whether tensor-parallel ranks hold different parts of it; otherwise each holds it whole."""
+
+    @property
+    def elements(self) -> int:
+        """Numbers in it."""
+        return torch.Size(self.shape).numel()
+
+
+@dataclass
+class RankModel:
+    """One rank of a run, built on the meta device; it lives as long as the context that made it."""
+
+    rank: int
+    pipeline_rank: int
+    layers: tuple[tuple[int, ...], ...]
+    """Transformer layers of each model chunk, counted from 0 over the whole model."""
+    parameters: tuple[PlannedParameter, ...]
+    """Every parameter once; an output layer tied to an embedding of the same rank is the embedding."""
+    trainable: TrainableModel
+    device: torch.device
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the rank, exactly."""
+        return sum(parameter.elements for parameter in self.parameters)
+
+
+def rank_of_stage(run: RunConfig, world_size: int, pipeline_rank: int) -> int:
+    """The first rank of a pipeline stage: stages are the outermost order of megatron-core's ranks."""
+    return pipeline_rank * (world_size // run.parallel.pipeline_model_parallel_size)
+
+
+@contextmanager
+def rank_model(run: RunConfig, model: ModelConfig, world_size: int, pipeline_rank: int) -> Iterator[RankModel]:
+    """Build the first rank of a pipeline stage; the others of its stage hold as much.
+
+    FP8 runs are built in BF16, and layers from the plain-torch spec: parameters, buffers and optimizer have the same shapes
+    under every spec and precision. The layout must have passed `config.layout.check_layout`.
+    """
+    rank = rank_of_stage(run, world_size, pipeline_rank)
+    built = as_built(run)
+    with fake_platform(rank, world_size) as device:
+        from megatron.core import tensor_parallel
+
+        initialize_parallel_state(built)
+        tensor_parallel.model_parallel_cuda_manual_seed(built.seed)
+        configs = megatron_configs(built, model, "cpu", "torch")
+        trainable = build_trainable_model(built, model, configs, device)
+        modules = trainable.modules
+        layers = tuple(tuple(layer.layer_number - 1 for layer in module.decoder.layers) for module in modules)
+        yield RankModel(rank, pipeline_rank, layers, _parameters(modules), trainable, device)
+
+
+def as_built(run: RunConfig) -> RunConfig:
+    """The run as it can be built without devices: FP8 as BF16, and no gathering of weights in hooks of the forward pass.
+
+    Neither changes a shape: `overlap_grad_reduce`, which decides how buffers are cut and padded, stays as it is.
+    """
+    parallel = run.parallel.model_copy(update={"overlap_param_gather": False})
+    precision = "bf16" if run.training.precision == "fp8" else run.training.precision
+    training = run.training.model_copy(update={"precision": precision})
+    return run.model_copy(update={"parallel": parallel, "training": training})
+
+
+def _parameters(modules: list[Any]) -> tuple[PlannedParameter, ...]:
+    found = []
+    for chunk, module in enumerate(modules):
+        for name, parameter in module.named_parameters():
+            found.append(
+                PlannedParameter(
+                    name, chunk, tuple(parameter.shape), parameter.dtype, _kind(name, parameter),
+                    sharded=bool(getattr(parameter, "tensor_model_parallel", False)),
+                )
+            )  # fmt: skip
+    return tuple(found)
+
+
+def _kind(name: str, parameter: nn.Parameter) -> ParameterKind:
+    if name.startswith("embedding."):
+        return "embedding"
+    if name.startswith("output_layer."):
+        return "output"
+    if parameter.dim() > 1:
+        return "matrix"
+    return "bias" if name.endswith("bias") else "norm"
