@@ -48,6 +48,8 @@ class Gpu(BaseModel):
     bf16_tflops: float
     fp8_tflops: float | None
     """None: no FP8."""
+    fp32_tflops: float
+    """Without tensor cores."""
     hbm_tb_s: float
     nvlink_gb_s: float
     network_gb_s: float
@@ -71,6 +73,11 @@ class Gpu(BaseModel):
     def bf16_flops(self) -> float:
         """FLOP/s of BF16 matrix products, as reached."""
         return self.bf16_tflops * 1e12 * self.shares.bf16_matmul
+
+    @property
+    def fp32_flops(self) -> float:
+        """FLOP/s of FP32 matrix products, as reached."""
+        return self.fp32_tflops * 1e12 * self.shares.bf16_matmul
 
     @property
     def fp8_flops(self) -> float:

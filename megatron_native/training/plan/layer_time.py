@@ -156,7 +156,7 @@ def _product_seconds(
     """Seconds of [tokens, inputs] · [inputs, outputs]; `backward`: of the gradients of its input and of its weight."""
     rate, width = (gpu.fp8_flops, 1) if fp8 else (gpu.bf16_flops, 2)
     if run.training.precision == "fp32":
-        rate, width = rate / 16, 4
+        rate, width = gpu.fp32_flops, 4
     flop_seconds = 2 * tokens * inputs * outputs / rate
     moved = width * (tokens * inputs + inputs * outputs) + 2 * tokens * outputs
     if not backward:
