@@ -18,12 +18,13 @@ from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
 
 
-def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(path: Path, overrides: Sequence[str] = (), files: bool = True) -> RunConfig:
     """Read, put the preset under it, override and check a run's configuration.
 
     Args:
         path: YAML file.
         overrides: `section.key=value`, the value as YAML (`training.steps=100`, `data.blend.0.weight=0.7`).
+        files: whether the files that it names must be there.
 
     Raises:
         UserError: the file, a key, a value or a combination is wrong; every finding is in the message.
@@ -34,7 +35,8 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if preset is not None:
         raw = over_preset(preset, raw)
         source = f"{path} (over the preset {preset})"
-    return check_run_config(apply_overrides(raw, overrides), source)
+    check = check_run_config if files else validate_run_config
+    return check(apply_overrides(raw, overrides), source)
 
 
 def check_run_config(raw: dict[str, Any], source: str) -> RunConfig:

@@ -89,46 +89,16 @@ def estimate_step(
     Raises:
         UserError: the GPU has no FP8 and the run wants it, or the layers can't be split so.
     """
-    groups, stages = groups_of(run, world_size), split_stages(run, model)
-    ranks = len(stages)
-    batch = batch_size or phase.global_batch_size
-    micro_batches = max(1, batch // (phase.micro_batch_size * data_parallel_size(run, world_size)))
-    tokens = phase.micro_batch_size * phase.seq_length // groups.context.size
-    by_precision = {
-        fp8: layer_time(run, model, gpu, groups, tokens, phase.seq_length, fp8)
-        for fp8 in {is_fp8_layer(run, model, layer) for layer in range(model.num_layers)}
-    }
-    forward: list[list[Seconds]] = []
-    backward: list[list[Seconds]] = []
-    for chunks in stages:
-        there, back = [], []
-        for chunk in chunks:
-            ends = ends_time(run, model, gpu, groups, tokens, chunk)
-            layers = [by_precision[is_fp8_layer(run, model, layer)] for layer in chunk.layers]
-            one = sum((layer.forward for layer in layers), ends.forward)
-            two = sum((layer.backward for layer in layers), ends.backward)
-            if run.training.recompute == "full":
-                for layer in layers[: recomputed_layers(run, [chunk])]:
-                    two += layer.forward
-            there.append(one)
-            back.append(two)
-        forward.append(there)
-        backward.append(back)
-    parallel = run.parallel
-    overlaps = parallel.virtual_pipeline_model_parallel_size is not None
-    times = ChunkTimes(
-        [[seconds.total for seconds in rank] for rank in forward],
-        [[seconds.total for seconds in rank] for rank in backward],
-        transfer=message_bytes(run, model, tokens) / gpu.link_bytes_s(ranks, groups.pipeline.stride) if ranks > 1 else 0.0,
-        blocking=not (overlaps if parallel.overlap_p2p_comm is None else parallel.overlap_p2p_comm),
-    )
+    work = _pipeline_work(run, model, gpu, world_size, phase, batch_size or phase.global_batch_size)
+    stages, times, micro_batches, tokens = work.stages, work.times, work.micro_batches, work.tokens
+    ranks, batch = len(stages), batch_size or phase.global_batch_size
     timeline = simulate(times, micro_batches)
     ends_of_step = [
         _after_backward(run, model, gpu, world_size, stages[rank], sum(times.forward[rank]), sum(times.backward[rank]))
         for rank in range(ranks)
     ]
     longest = max(range(ranks), key=timeline.busy)
-    computing = sum(forward[longest] + backward[longest], Seconds()).times(micro_batches)
+    computing = sum([*work.forward[longest], *work.backward[longest]], Seconds()).times(micro_batches)
     gradients, gathered, optimizer = (max(rank[part] for rank in ends_of_step) for part in range(3))
     seconds = timeline.seconds + gradients + gathered + optimizer
     volumes = tuple(
@@ -147,6 +117,67 @@ def estimate_step(
         utilisation={name: model_flop_utilisation(rate, flop, peak) for name, flop in conventions.items()},
         peak_tflops=peak, peak_of="FP8 dense" if fp8 else "BF16 dense",
     )  # fmt: skip
+
+
+def least_step_seconds(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, phase: ResolvedPhase) -> float:
+    """Close to what `estimate_step` says, without simulating: the busiest rank, and the time in which the pipeline fills."""
+    work = _pipeline_work(run, model, gpu, world_size, phase, phase.global_batch_size)
+    busy = [sum(there) + sum(back) for there, back in zip(work.times.forward, work.times.backward)]
+    filling = (len(busy) - 1) / len(work.stages[0]) * sum(busy) / len(busy)
+    after = [
+        _after_backward(run, model, gpu, world_size, chunks, sum(there), sum(back))
+        for chunks, there, back in zip(work.stages, work.times.forward, work.times.backward)
+    ]
+    return work.micro_batches * max(busy) + filling + sum(max(rank[part] for rank in after) for part in range(3))
+
+
+@dataclass(frozen=True)
+class _PipelineWork:
+    """What the ranks of a pipeline have to do in a step."""
+
+    stages: list[list[Chunk]]
+    forward: list[list[Seconds]]
+    backward: list[list[Seconds]]
+    times: ChunkTimes
+    micro_batches: int
+    tokens: int
+    """Of a micro-batch on one rank."""
+
+
+def _pipeline_work(
+    run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, phase: ResolvedPhase, batch: int
+) -> _PipelineWork:
+    groups, stages = groups_of(run, world_size), split_stages(run, model)
+    micro_batches = max(1, batch // (phase.micro_batch_size * data_parallel_size(run, world_size)))
+    tokens = phase.micro_batch_size * phase.seq_length // groups.context.size
+    by_precision = {
+        fp8: layer_time(run, model, gpu, groups, tokens, phase.seq_length, fp8)
+        for fp8 in {is_fp8_layer(run, model, layer) for layer in range(model.num_layers)}
+    }
+    forward: list[list[Seconds]] = []
+    backward: list[list[Seconds]] = []
+    for chunks in stages:
+        there, back = [], []
+        for chunk in chunks:
+            ends = ends_time(run, model, gpu, groups, tokens, chunk)
+            layers = [by_precision[is_fp8_layer(run, model, layer)] for layer in chunk.layers]
+            there.append(sum((layer.forward for layer in layers), ends.forward))
+            back.append(sum((layer.backward for layer in layers), ends.backward))
+            if run.training.recompute == "full":
+                again = layers[: recomputed_layers(run, [chunk])]
+                back[-1] = sum((layer.forward for layer in again), back[-1])
+        forward.append(there)
+        backward.append(back)
+    parallel, ranks = run.parallel, len(stages)
+    overlaps = parallel.virtual_pipeline_model_parallel_size is not None
+    message = message_bytes(run, model, tokens)
+    times = ChunkTimes(
+        [[seconds.total for seconds in rank] for rank in forward],
+        [[seconds.total for seconds in rank] for rank in backward],
+        transfer=message / gpu.link_bytes_s(ranks, groups.pipeline.stride) if ranks > 1 else 0.0,
+        blocking=not (overlaps if parallel.overlap_p2p_comm is None else parallel.overlap_p2p_comm),
+    )
+    return _PipelineWork(stages, forward, backward, times, micro_batches, tokens)
 
 
 def _data_traffic(run: RunConfig, model: ModelConfig, world_size: int, chunks: list[Chunk]) -> DataTraffic:

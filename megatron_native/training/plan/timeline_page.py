@@ -93,7 +93,7 @@ def _draw(
     shown = max(width - (0.6 if width > 4 else 0.0), 0.3)
     boxes[span.direction, span.chunk].append(f"M{left:.1f} {top}h{shown:.1f}v{_ROW}h-{shown:.1f}z")
     number = str(span.micro_batch + 1)
-    if width > 4 + 6.2 * len(number):
+    if width > 3 + 5.6 * len(number):
         numbers.append(f"<text x={left + width / 2:.1f} y={top + 16}>{number}</text>")
 
 
