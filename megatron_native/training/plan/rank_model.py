@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from megatron_native.config.megatron import megatron_configs
+from megatron_native.config.megatron import PlatformKind, megatron_configs, transformer_fields
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.platform.fake import fake_platform
-from megatron_native.training.model import TrainableModel, build_trainable_model, initialize_parallel_state
+
+if TYPE_CHECKING:
+    from megatron_native.training.model import TrainableModel
 
 ParameterKind = Literal["embedding", "output", "norm", "matrix", "bias"]
 
@@ -54,6 +56,8 @@ class RankModel:
     """Transformer layers of each model chunk, counted from 0 over the whole model."""
     parameters: tuple[PlannedParameter, ...]
     """Every parameter once; an output layer tied to an embedding of the same rank is the embedding."""
+    fields: dict[str, Any]
+    """megatron-core's settings that it is built with, by name."""
     trainable: TrainableModel
     device: torch.device
 
@@ -69,34 +73,59 @@ def rank_of_stage(run: RunConfig, world_size: int, pipeline_rank: int) -> int:
 
 
 @contextmanager
-def rank_model(run: RunConfig, model: ModelConfig, world_size: int, pipeline_rank: int) -> Iterator[RankModel]:
+def rank_model(
+    run: RunConfig, model: ModelConfig, world_size: int, pipeline_rank: int, platform: PlatformKind = "cpu"
+) -> Iterator[RankModel]:
     """Build the first rank of a pipeline stage; the others of its stage hold as much.
 
-    FP8 runs are built in BF16, and layers from the plain-torch spec: parameters, buffers and optimizer have the same shapes
-    under every spec and precision. The layout must have passed `config.layout.check_layout`.
+    Layers are of the plain-torch spec: parameters, buffers and optimizer have the same shapes under Transformer Engine's. The
+    layout must have passed `config.layout.check_layout`.
+
+    Args:
+        run: the run.
+        model: the model's shape.
+        world_size: processes.
+        pipeline_rank: the stage.
+        platform: whose fusions the model is built with; they change what a forward pass keeps, and no parameter.
     """
     rank = rank_of_stage(run, world_size, pipeline_rank)
     built = as_built(run)
+    if torch.cuda.is_available():  # megatron-core compiles functions when it is imported, as a run on this machine wants them
+        import megatron_native.training.model
     with fake_platform(rank, world_size) as device:
         from megatron.core import tensor_parallel
 
+        from megatron_native.training.model import build_trainable_model, initialize_parallel_state
+
         initialize_parallel_state(built)
         tensor_parallel.model_parallel_cuda_manual_seed(built.seed)
-        configs = megatron_configs(built, model, "cpu", "torch")
+        configs = megatron_configs(built, model, platform, "torch")
         trainable = build_trainable_model(built, model, configs, device)
         modules = trainable.modules
         layers = tuple(tuple(layer.layer_number - 1 for layer in module.decoder.layers) for module in modules)
-        yield RankModel(rank, pipeline_rank, layers, _parameters(modules), trainable, device)
+        fields = transformer_fields(built, model, platform, "torch")
+        yield RankModel(rank, pipeline_rank, layers, _parameters(modules), fields, trainable, device)
 
 
 def as_built(run: RunConfig) -> RunConfig:
-    """The run as it can be built without devices: FP8 as BF16, and no gathering of weights in hooks of the forward pass.
+    """The run as it can be built and run on meta; no shape of a parameter, a buffer or an optimizer's share changes.
 
-    Neither changes a shape: `overlap_grad_reduce`, which decides how buffers are cut and padded, stays as it is.
+    FP8 becomes BF16. Weights are not gathered in hooks of the forward pass (`overlap_grad_reduce`, which decides how buffers
+    are cut and padded, stays). Context parallelism becomes data parallelism, whose group shards the optimizer in either
+    case; a micro-batch is given with a rank's share of every sequence instead. A norm's recomputation, which Transformer
+    Engine's fused norms ignore and plain torch can't do, is left out.
     """
-    parallel = run.parallel.model_copy(update={"overlap_param_gather": False})
-    precision = "bf16" if run.training.precision == "fp8" else run.training.precision
-    training = run.training.model_copy(update={"precision": precision})
+    parallel = run.parallel.model_copy(
+        update={"overlap_param_gather": False, "context_parallel_size": 1, "tp_comm_overlap": False}
+    )
+    modules = [module for module in run.training.recompute_modules if module != "layernorm"]
+    training = run.training.model_copy(
+        update={
+            "precision": "bf16" if run.training.precision == "fp8" else run.training.precision,
+            "recompute": run.training.recompute if modules or run.training.recompute != "selective" else "none",
+            "recompute_modules": modules,
+        }
+    )
     return run.model_copy(update={"parallel": parallel, "training": training})
 
 
