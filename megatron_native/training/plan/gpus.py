@@ -44,7 +44,7 @@ class Gpu(BaseModel):
     name: str
     memory_gib: float
     reserved_gib: float
-    """Taken before a tensor is made: context, kernels, communicators, fragments of the allocator."""
+    """Kept free as a margin."""
     bf16_tflops: float
     fp8_tflops: float | None
     """None: no FP8."""

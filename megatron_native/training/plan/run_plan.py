@@ -164,7 +164,10 @@ def plan_run(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, stor
 
 
 def _saving(run: RunConfig, model: ModelConfig, world_size: int, storage_gb_s: float) -> Saving | None:
-    from megatron_native.training.plan.checkpoint_size import checkpoint_size
+    try:
+        from megatron_native.training.plan.checkpoint_size import checkpoint_size
+    except ImportError:
+        return None
 
     return Saving(checkpoint_size(run, model, world_size), storage_gb_s)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_native.config.layout import data_parallel_size
 from megatron_native.config.model import ModelConfig
-from megatron_native.config.phases import resolve_phases
+from megatron_native.config.phases import ResolvedPhase, resolve_phases
 from megatron_native.config.run import RunConfig
 from megatron_native.training.plan.gpus import Gpu
 from megatron_native.training.plan.memory import rank_memory
@@ -77,19 +77,15 @@ class SearchResult:
 
 def search_layouts(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, wanted: int = 8) -> SearchResult:
     """Rank the layouts of a run on `world_size` GPUs; its batch, precision and data stay as they are."""
-    phase_of = lambda changed: resolve_phases(changed)[0]  # noqa: E731
-    possible = [
-        (settings, changed)
-        for settings in _layouts(run, model, gpu, world_size)
-        if not any(
-            finding.kind == "error"
-            for finding in layout_findings(changed := with_settings(run, settings), model, gpu, world_size)
-        )
-    ]
+    possible = []
+    for settings in _layouts(run, model, gpu, world_size):
+        changed = with_settings(run, settings)
+        if all(finding.kind != "error" for finding in layout_findings(changed, model, gpu, world_size)):
+            possible.append((settings, changed))
     rough = [(settings, changed) for settings, changed in possible if rough_peak(changed, model, world_size) <= gpu.usable_bytes]
-    by_bound = sorted(rough, key=lambda pair: least_step_seconds(pair[1], model, gpu, world_size, phase_of(pair[1])))
+    by_bound = sorted(rough, key=lambda pair: least_step_seconds(pair[1], model, gpu, world_size, _phase(pair[1])))
     estimated = [
-        (estimate_step(changed, model, gpu, world_size, phase_of(changed)), settings, changed)
+        (estimate_step(changed, model, gpu, world_size, _phase(changed)), settings, changed)
         for settings, changed in by_bound[:_SIMULATED]
     ]
     estimated.sort(key=lambda one: one[0].seconds)
@@ -111,6 +107,10 @@ def search_layouts(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int
             step.tokens_a_second, peak, step.timeline.bubble, settings,
         ))  # fmt: skip
     return SearchResult(found, len(possible), looked_at)
+
+
+def _phase(run: RunConfig) -> ResolvedPhase:
+    return resolve_phases(run)[0]
 
 
 def _layouts(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int) -> Iterator[dict[str, Any]]:
