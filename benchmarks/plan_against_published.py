@@ -2,8 +2,8 @@
 
     python benchmarks/plan_against_published.py
 
-The rows and their layouts are in published_speeds.yaml. Two shares of gpus.yaml (matrix products in BF16 and in FP8) were fitted
-to one row each, which are marked: their ratio near 1 proves nothing. Nothing is measured here.
+The rows and their layouts are in published_speeds.yaml. Two shares of gpus.yaml (matrix products in BF16 and in FP8) were
+fitted to one row each, which are marked: their ratio near 1 proves nothing. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def main() -> None:
     """Estimate every row, print, save."""
     rows = [estimated(row) for row in yaml.safe_load(ROWS.read_text(encoding="utf-8"))["rows"]]
     save(
-        "plan_against_published", "Estimates of `plan` for published training speeds, H100 SXM, sequence 8,192 where nothing else is said", rows, machine(),
+        "plan_against_published",
+        "Estimates of `plan` for published training speeds, H100 SXM, sequence 8,192 where nothing else is said",
+        rows, machine(),
         note="estimates, not measurements; 'fitted' names the share of gpus.yaml that was set so that this row agrees; the "
         "batch of the Megatron-LM and DGX-C rows is not in the sources at hand and was taken as 128",
     )  # fmt: skip

@@ -24,11 +24,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the run's YAML file")
     parser.add_argument("--world-size", type=int, required=True, metavar="N", help="GPUs of the run")
-    parser.add_argument("--gpu", default="h100-80g", metavar="NAME", help="kind of GPU (h100-80g, h200-141g, a100-80g, b200-180g)")
-    parser.add_argument("--no-data", action="store_true", help="plan before the datasets and the checkpoint's tokens are there")
+    parser.add_argument(
+        "--gpu", default="h100-80g", metavar="NAME", help="kind of GPU (h100-80g, h200-141g, a100-80g, b200-180g)"
+    )
+    parser.add_argument(
+        "--no-data", action="store_true", help="plan before the datasets and the checkpoint's tokens are there"
+    )
     parser.add_argument("--sbatch", type=Path, metavar="FILE", help="check this Slurm script against the run")
-    parser.add_argument("--storage-gb-s", type=float, default=10.0, metavar="RATE", help="GB/s that the file system takes of a checkpoint (10)")
-    parser.add_argument("--search", action="store_true", help="rank the layouts that fit, instead of planning the one given")
+    parser.add_argument(
+        "--storage-gb-s",
+        type=float,
+        default=10.0,
+        metavar="RATE",
+        help="GB/s that the file system takes of a checkpoint (10)",
+    )
+    parser.add_argument(
+        "--search", action="store_true", help="rank the layouts that fit, instead of planning the one given"
+    )
     parser.add_argument("--top", type=int, default=8, metavar="N", help="with --search: layouts to show (8)")
     parser.add_argument("--json", metavar="FILE", help="write the plan as JSON; - prints it instead of the table")
     parser.add_argument("--timeline", type=Path, metavar="FILE", help="write the pipeline's timeline as an HTML page")
@@ -54,7 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         planned = plan_and_check(request)
         shown = [findings_text(planned.findings), *planned.data]
-        text = "\n\n".join(part for part in ("" if planned.plan is None else plan_table(planned.plan), "\n".join(shown)) if part)
+        text = "\n\n".join(
+            part for part in ("" if planned.plan is None else plan_table(planned.plan), "\n".join(shown)) if part
+        )
         as_json, code = planned.as_json(), planned.exit_code
         if arguments.timeline is not None and planned.plan is not None:
             write_file(arguments.timeline, timeline_html(planned.plan))

@@ -72,9 +72,9 @@ def layer_traffic(run: RunConfig, model: ModelConfig, tokens: int) -> LayerTraff
     parallel = run.parallel
     tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     piece = (tp - 1) / tp * tokens * model.hidden_size * _BF16
-    keys_values = 2 * tokens * model.num_query_groups * model.kv_channels // tp * _BF16
+    keys_values: float = 2 * tokens * model.num_query_groups * model.kv_channels // tp * _BF16
     if parallel.cp_comm_type in ("p2p", "all_gather"):
-        context = (cp - 1) * keys_values
+        context = float(cp - 1) * keys_values
     else:  # by heads: queries, keys, values and the output, each once
         queries = 2 * tokens * model.num_attention_heads * model.kv_channels // tp * _BF16
         context = (cp - 1) / cp * (queries + keys_values)
@@ -159,7 +159,13 @@ class StepVolume:
 
 
 def step_volume(
-    run: RunConfig, model: ModelConfig, stages: list[list[Chunk]], rank: int, tokens: int, micro_batches: int, data: DataTraffic
+    run: RunConfig,
+    model: ModelConfig,
+    stages: list[list[Chunk]],
+    rank: int,
+    tokens: int,
+    micro_batches: int,
+    data: DataTraffic,
 ) -> StepVolume:
     """What a rank of pipeline stage `rank` sends in a step of `micro_batches` of `tokens` tokens each."""
     layer = layer_traffic(run, model, tokens)

@@ -17,7 +17,9 @@ class Finding:
     """An `error` would end the run, or spoil it; a `note` is to be looked at."""
 
     def __str__(self) -> str:
-        parts = [part.rstrip(".") for part in (f"{self.what}: {self.why}" if self.why else self.what, self.way_out) if part]
+        parts = [
+            part.rstrip(".") for part in (f"{self.what}: {self.why}" if self.why else self.what, self.way_out) if part
+        ]
         return ". ".join(part[0].upper() + part[1:] if index else part for index, part in enumerate(parts)) + "."
 
     def as_json(self) -> dict[str, str]:

@@ -168,7 +168,8 @@ def _product_seconds(
 
 def _context_exposed(run: RunConfig, gpu: Gpu, groups: Groups, sent: float, attention: float) -> float:
     """Seconds of context-parallel communication that attention does not hide: around a ring each piece hides behind the one
-    before; a gather or an exchange of heads comes first."""
+    before; a gather or an exchange of heads comes first.
+    """
     size = groups.context.size
     if size == 1:
         return 0.0

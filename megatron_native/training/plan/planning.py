@@ -11,6 +11,7 @@ from megatron_native.config.load import load_run_config
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_USER_ERROR, UserError
+from megatron_native.platform.quiet import silence_libraries
 from megatron_native.training.plan.findings import Finding
 from megatron_native.training.plan.gpus import DEFAULT_GPU, Gpu, read_gpu
 from megatron_native.training.plan.validate import data_findings, layout_findings, start_findings
@@ -91,7 +92,10 @@ def read_request(request: PlanRequest) -> tuple[RunConfig, ModelConfig, Gpu]:
     if request.world_size < 1:
         raise UserError(f"--world-size {request.world_size}: give the number of GPUs of the run, 1 or more.")
     if request.storage_gb_s <= 0:
-        raise UserError(f"--storage-gb-s {request.storage_gb_s}: give what the file system takes, in GB a second, above 0.")
+        raise UserError(
+            f"--storage-gb-s {request.storage_gb_s}: give what the file system takes, in GB a second, above 0."
+        )
+    silence_libraries()
     gpu = read_gpu(request.gpu)
     run = load_run_config(request.config, request.overrides, files=False)
     return run, read_model(run), gpu
@@ -129,7 +133,8 @@ def timeline_html(planned: RunPlan) -> str:
         (
             f"stage {stage.pipeline_rank} · GPUs {stage.rank}–{stage.rank + each - 1}" if each > 1 else
             f"stage {stage.pipeline_rank} · GPU {stage.rank}",
-            f"{sum(map(len, stage.layers))} layers, waits {1 - step.timeline.busy(stage.pipeline_rank) / step.timeline.seconds:.1%}",
+            f"{sum(map(len, stage.layers))} layers, "
+            f"waits {1 - step.timeline.busy(stage.pipeline_rank) / step.timeline.seconds:.1%}",
         )
         for stage in planned.stages
     ]  # fmt: skip
@@ -144,10 +149,10 @@ def timeline_html(planned: RunPlan) -> str:
         ],
         row_labels=rows,
         notes=[
-            "Every row is a pipeline stage; the GPUs of a stage do the same at the same time, each its share. Numbers in boxes are "
-            "micro-batches, counted from 1.",
-            f"Times are estimates from a roughly known {planned.gpu.name}, not measurements. The bubble is the share of all stages' "
-            "time in which they wait, for the pipeline to fill and empty and for slower stages.",
+            "Every row is a pipeline stage; the GPUs of a stage do the same at the same time, each its share. "
+            "Numbers in boxes are micro-batches, counted from 1.",
+            f"Times are estimates with the figures of {planned.gpu.name}, not measurements. The bubble is the share of all "
+            "stages' time in which they wait, for the pipeline to fill and empty and for slower stages.",
             f"Not drawn: {_after(planned)} of gradient reduction, parameter gather and optimizer after the last pass.",
             "Layers: " + "; ".join(f"stage {stage.pipeline_rank}: {layers_text(stage.layers)}" for stage in planned.stages),
         ],

@@ -13,6 +13,7 @@ from megatron_native.errors import UserError
 from megatron_native.training.plan.flops import FORMULA
 from megatron_native.training.plan.gpus import GIB, Gpu
 from megatron_native.training.plan.memory import RankMemory, rank_memory
+from megatron_native.training.plan.rough_memory import rough_peak
 from megatron_native.training.plan.step_time import PhaseEstimate, StepEstimate, estimate_phases
 from megatron_native.training.plan.validate import layout_findings
 
@@ -179,6 +180,8 @@ def find_remedies(plan: RunPlan) -> Iterator[Remedy]:
         changed = with_settings(plan.run, settings)
         if any(finding.kind == "error" for finding in layout_findings(changed, plan.model, plan.gpu, plan.world_size)):
             continue
+        if rough_peak(changed, plan.model, plan.world_size) > plan.gpu.usable_bytes:
+            continue  # spares the building of its models
         peak = _peak_if_fits(changed, plan)
         if peak is None:
             continue
@@ -207,7 +210,6 @@ def _single_changes(run: RunConfig) -> Iterator[dict[str, Any]]:
     training, parallel = run.training, run.parallel
     if training.recompute == "none":
         yield {"training.recompute": "selective", "training.recompute_modules": ["mlp"]}
-        yield {"training.recompute": "selective", "training.recompute_modules": ["layernorm", "mlp"]}
     if training.recompute != "full":
         yield {"training.recompute": "full"}
     if training.micro_batch_size > 1:
@@ -217,7 +219,9 @@ def _single_changes(run: RunConfig) -> Iterator[dict[str, Any]]:
     if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
         yield {"parallel.sequence_parallel": True}
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    yield {"parallel.tensor_model_parallel_size": 2 * tp} | ({} if parallel.sequence_parallel else {"parallel.sequence_parallel": True})
+    yield {"parallel.tensor_model_parallel_size": 2 * tp} | (
+        {} if parallel.sequence_parallel else {"parallel.sequence_parallel": True}
+    )
     yield {"parallel.pipeline_model_parallel_size": 2 * pp}
     yield {"parallel.context_parallel_size": 2 * parallel.context_parallel_size}
     if run.training.precision == "fp8" and not run.fp8.param_gather:

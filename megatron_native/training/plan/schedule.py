@@ -85,7 +85,9 @@ def rank_order(pipeline_size: int, rank: int, chunks: int, micro_batches: int) -
         pp_group=SimpleNamespace(size=lambda: pipeline_size, rank=lambda: rank),
         virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
     )
-    total, _, warm_up, remaining = get_pp_rank_microbatches(micro_batches, chunks, pipeline_size, p2p_communicator=place)
+    total, _, warm_up, remaining = get_pp_rank_microbatches(
+        micro_batches, chunks, pipeline_size, p2p_communicator=place
+    )
     # without interleaving the table is the micro-batches in order
     table = get_schedule_table(micro_batches, chunks, pipeline_size if chunks > 1 else micro_batches)
     forward = [Pass("forward", chunk, micro) for micro, chunk in table]

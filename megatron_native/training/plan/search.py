@@ -19,14 +19,12 @@ from megatron_native.config.phases import ResolvedPhase, resolve_phases
 from megatron_native.config.run import RunConfig
 from megatron_native.training.plan.gpus import Gpu
 from megatron_native.training.plan.memory import rank_memory
+from megatron_native.training.plan.rough_memory import rough_peak
 from megatron_native.training.plan.run_plan import with_settings
-from megatron_native.training.plan.schedule import in_flight, rank_order
-from megatron_native.training.plan.stages import chunk_parameters, split_stages
 from megatron_native.training.plan.step_time import estimate_step, least_step_seconds
-from megatron_native.training.plan.transformer_engine import TransformerEngineRules
 from megatron_native.training.plan.validate import layout_findings
 
-_SIMULATED = 60
+_SIMULATED = 40
 _LOOKED_AT = 24
 """Layouts whose memory is worked out, at most: each builds models."""
 
@@ -82,7 +80,11 @@ def search_layouts(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int
         changed = with_settings(run, settings)
         if all(finding.kind != "error" for finding in layout_findings(changed, model, gpu, world_size)):
             possible.append((settings, changed))
-    rough = [(settings, changed) for settings, changed in possible if rough_peak(changed, model, world_size) <= gpu.usable_bytes]
+    rough = [
+        (settings, changed)
+        for settings, changed in possible
+        if rough_peak(changed, model, world_size) <= gpu.usable_bytes
+    ]
     by_bound = sorted(rough, key=lambda pair: least_step_seconds(pair[1], model, gpu, world_size, _phase(pair[1])))
     estimated = [
         (estimate_step(changed, model, gpu, world_size, _phase(changed)), settings, changed)
@@ -154,27 +156,6 @@ def _splits(layers: int, pp: int) -> Iterator[tuple[int | None, bool]]:
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def rough_peak(run: RunConfig, model: ModelConfig, world_size: int) -> int:
-    """Bytes that the fullest stage needs at least: parameters and kept activations counted, nothing built."""
-    parallel, phase = run.parallel, resolve_phases(run)[0]
-    stages, rules = split_stages(run, model), TransformerEngineRules(run, model, phase)
-    data = data_parallel_size(run, world_size)
-    shards = data * parallel.context_parallel_size if parallel.use_distributed_optimizer else 1
-    gradient = 4 if run.optimizer.grad_reduce_in_fp32 or run.training.precision == "fp32" else 2
-    micro_batches = phase.global_batch_size // (phase.micro_batch_size * data)
-    most = 0
-    for rank in {0, len(stages) - 1}:
-        chunks = stages[rank]
-        parameters = sum(chunk_parameters(run, model, chunk) for chunk in chunks)
-        layers = [
-            sum(rules.layer(number, position, len(chunk.layers)).kept.values())
-            for chunk in chunks for position, number in enumerate(chunk.layers)
-        ]  # fmt: skip
-        passes = in_flight(rank_order(len(stages), rank, len(chunks), micro_batches))
-        most = max(most, int(parameters * (2 + gradient + 12 / shards) + sum(layers) / len(chunks) * passes))
-    return most
 
 
 def _peak(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int) -> int:

@@ -122,7 +122,11 @@ def _syntax(path: Path) -> list[Finding]:
     try:
         done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [Finding(f"{path} was not checked for syntax", f"bash can't be run here ({error})", "run bash -n on it", "note")]
+        return [
+            Finding(
+                f"{path} was not checked for syntax", f"bash can't be run here ({error})", "run bash -n on it", "note"
+            )
+        ]
     if done.returncode == 0:
         return []
     return [Finding(f"{path} is no valid bash", " ".join(done.stderr.split())[:300], "mend the line")]
@@ -132,7 +136,9 @@ def _processes(script: SlurmScript, world_size: int) -> list[Finding]:
     found = []
     nodes, gpus = script.number("nodes"), script.gpus_a_node
     if nodes is None or gpus is None:
-        missing = " and ".join(name for name, value in (("--nodes", nodes), ("--gpus-per-node (or --gres=gpu:N)", gpus)) if value is None)
+        missing = " and ".join(
+            name for name, value in (("--nodes", nodes), ("--gpus-per-node (or --gres=gpu:N)", gpus)) if value is None
+        )
         found.append(Finding(
             f"{script.path} does not say {missing}", f"whether it starts {world_size} processes can't be told",
             "write it as a plain number", "note",
@@ -174,14 +180,14 @@ def _stopping(script: SlurmScript, save_seconds: float | None, step_seconds: flo
         name, seconds, shell_only = asked
         if name not in names:
             found.append(Finding(
-                f"{script.path} sends SIG{name}", f"a run saves and stops on {' and '.join(sorted(number.name for number in STOP_SIGNALS))}",
+                f"{script.path} sends SIG{name}", f"a run saves and stops on {' and '.join(sorted(names))}",
                 f"set {advice}",
             ))  # fmt: skip
         if needed is not None and seconds < needed:
             found.append(Finding(
                 f"{script.path} sends its signal {seconds} s before the end",
-                f"the step at hand and a save take an estimated {save_seconds or 0:.0f} s and {step_seconds or 0:.1f} s; with a margin "
-                f"that is {needed:.0f} s", f"set {advice}",
+                f"the step at hand and a save take an estimated {step_seconds or 0:.1f} s and {save_seconds or 0:.0f} s; with a "
+                f"margin that is {needed:.0f} s", f"set {advice}",
             ))  # fmt: skip
         if shell_only and "trap" not in script.body and not re.search(r"^\s*exec\s", script.body, re.MULTILINE):
             found.append(Finding(
@@ -194,6 +200,7 @@ def _stopping(script: SlurmScript, save_seconds: float | None, step_seconds: flo
         ))  # fmt: skip
     if "requeue" not in script.options:
         found.append(Finding(
-            f"{script.path} has no --requeue", "a job that lost a node is not started again by Slurm", "add #SBATCH --requeue", "note",
+            f"{script.path} has no --requeue", "a job that lost a node is not started again by Slurm",
+            "add #SBATCH --requeue", "note",
         ))  # fmt: skip
     return found

@@ -36,12 +36,14 @@ def split_stages(run: RunConfig, model: ModelConfig) -> list[list[Chunk]]:
         stages = expand_layout(parallel.pipeline_layout)
         if len(stages) % ranks:
             raise UserError(
-                f"parallel.pipeline_layout has {len(stages)} stages, no multiple of parallel.pipeline_model_parallel_size {ranks}."
+                f"parallel.pipeline_layout has {len(stages)} stages, no multiple of "
+                f"parallel.pipeline_model_parallel_size {ranks}: change one of them."
             )
         counts = [stage.count("t") for stage in stages]
         if sum(counts) != model.num_layers:
             raise UserError(
-                f"parallel.pipeline_layout places {sum(counts)} layers, and the model has {model.num_layers}: change the layout."
+                f"parallel.pipeline_layout places {sum(counts)} layers, and the model has {model.num_layers}: change "
+                "the layout."
             )
         virtual = len(stages) // ranks
     else:

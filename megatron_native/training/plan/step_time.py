@@ -102,7 +102,9 @@ def estimate_step(
     gradients, gathered, optimizer = (max(rank[part] for rank in ends_of_step) for part in range(3))
     seconds = timeline.seconds + gradients + gathered + optimizer
     volumes = tuple(
-        step_volume(run, model, stages, rank, tokens, micro_batches, _data_traffic(run, model, world_size, stages[rank]))
+        step_volume(
+            run, model, stages, rank, tokens, micro_batches, _data_traffic(run, model, world_size, stages[rank])
+        )
         for rank in range(ranks)
     )
     flops = token_flops(model, phase.seq_length)

@@ -47,7 +47,10 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = (cell.ljust(width) if index < left else cell.rjust(width) for index, (cell, width) in enumerate(zip(row, widths)))
+        cells = (
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths))
+        )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -61,7 +64,7 @@ def _heading(plan: RunPlan) -> str:
         layout.append(f"context {parallel.context_parallel_size}")
     layout.append(f"data {data_parallel_size(plan.run, plan.world_size)}")
     model = plan.model
-    recompute = training.recompute
+    recompute: str = training.recompute
     if recompute == "selective":
         recompute += f" ({', '.join(training.recompute_modules)})"
     return (
@@ -73,13 +76,13 @@ def _heading(plan: RunPlan) -> str:
 
 def _memory(plan: RunPlan) -> str:
     rows = [(
-        "stage", "layers", "parameters", "weights", "gradients", "optimizer", "activations", "communication", "workspace",
+        "stage", "layers", "parameters", "weights", "gradients", "optimizer", "activations", "buffers", "passing",
         "peak", "free", "",
     )]  # fmt: skip
     for stage in plan.stages:
         rows.append((
-            str(stage.pipeline_rank), layers_text(stage.layers), f"{stage.parameters:,}", gib(stage.weights), gib(stage.gradients),
-            gib(stage.optimizer), gib(sum(stage.activations.values())), gib(sum(stage.communication.values())),
+            str(stage.pipeline_rank), layers_text(stage.layers), f"{stage.parameters:,}", gib(stage.weights),
+            gib(stage.gradients), gib(stage.optimizer), gib(sum(stage.activations.values())), gib(sum(stage.communication.values())),
             gib(sum(stage.workspace.values())), gib(stage.total), gib(plan.room(stage)),
             "fits" if plan.room(stage) >= 0 else "DOES NOT FIT",
         ))  # fmt: skip
@@ -89,10 +92,19 @@ def _memory(plan: RunPlan) -> str:
 
 def _components(stage: RankMemory) -> str:
     lines = []
-    for name, values in (("activations", stage.activations), ("communication", stage.communication), ("workspace", stage.workspace)):
+    for name, values in (
+        ("activations", stage.activations),
+        ("communication", stage.communication),
+        ("workspace", stage.workspace),
+    ):
         shown = sorted(((size, part) for part, size in values.items() if size >= 2**20), reverse=True)
         if shown:
-            lines.append(_wrapped(f"{name} of stage {stage.pipeline_rank}: " + ", ".join(f"{part} {size / 2**30:.2f}" for size, part in shown)))
+            lines.append(
+                _wrapped(
+                    f"{name} of stage {stage.pipeline_rank}: "
+                    + ", ".join(f"{part} {size / 2**30:.2f}" for size, part in shown)
+                )
+            )
     flight = ", ".join(map(str, stage.in_flight))
     lines.append(f"micro-batches in flight there: {flight}" + (" (by model chunk)" if len(stage.in_flight) > 1 else ""))
     return "\n".join(lines)
@@ -102,10 +114,13 @@ def _verdict(plan: RunPlan) -> str:
     stage = plan.fullest
     largest, size = stage.largest
     if plan.fits:
-        return f"It fits: stage {stage.pipeline_rank} needs most, {gib(stage.total)} GiB; largest there: {largest}, {gib(size)} GiB."
+        return (
+            f"It fits: stage {stage.pipeline_rank} needs most, {gib(stage.total)} GiB; largest there: {largest}, "
+            f"{gib(size)} GiB."
+        )
     text = (
-        f"It does NOT fit: stage {stage.pipeline_rank} lacks {gib(-plan.room(stage))} GiB; largest there: {largest}, {gib(size)} GiB "
-        f"of {gib(stage.total)}."
+        f"It does NOT fit: stage {stage.pipeline_rank} lacks {gib(-plan.room(stage))} GiB; largest there: {largest}, "
+        f"{gib(size)} GiB of {gib(stage.total)}."
     )
     if not plan.remedies:
         return text + "\nNo single setting makes it fit; --search ranks the layouts that do."
@@ -117,16 +132,32 @@ def _verdict(plan: RunPlan) -> str:
 
 def _speed(plan: RunPlan) -> str:
     step, parallel = plan.step, plan.run.parallel
-    schedule = "interleaved 1F1B" if parallel.virtual_pipeline_model_parallel_size else "1F1B" if len(plan.stages) > 1 else "no pipeline"
+    schedule = (
+        "interleaved 1F1B"
+        if parallel.virtual_pipeline_model_parallel_size
+        else "1F1B"
+        if len(plan.stages) > 1
+        else "no pipeline"
+    )
     largest = max(step.volumes, key=lambda volume: sum(volume.by_kind().values()))
     sent = ", ".join(f"{kind} {_bytes(size)}" for kind, size in largest.by_kind().items() if size)
     rows = [
-        ("micro-batches a step", f"{step.micro_batches} of {plan.run.training.micro_batch_size} ({schedule}, bubble {step.timeline.bubble:.1%})"),
+        (
+            "micro-batches a step",
+            f"{step.micro_batches} of {plan.run.training.micro_batch_size} ({schedule}; bubble "
+            f"{step.timeline.bubble:.1%} of all stages' time, {step.bubble_seconds / step.timeline.seconds:.1%} of the busiest's)",
+        ),
         ("tokens a step", f"{step.tokens:,}"),
-        ("FLOP a token", f"{step.flops_a_token['full']:.3e} (full attention), {step.flops_a_token['causal']:.3e} (causal)"),
+        (
+            "FLOP a token",
+            f"{step.flops_a_token['full']:.3e} (full attention), {step.flops_a_token['causal']:.3e} (causal)",
+        ),
         ("sent by a GPU a step", sent or "nothing"),
         ("step, estimated", f"{step.seconds:.2f} s"),
-        ("tokens/s/GPU, estimated", f"{step.tokens_a_second:,.0f} ({step.tokens_a_second * step.world_size:,.0f} in all)"),
+        (
+            "tokens/s/GPU, estimated",
+            f"{step.tokens_a_second:,.0f} ({step.tokens_a_second * step.world_size:,.0f} in all)",
+        ),
         ("model FLOP utilisation", _utilisation(plan)),
     ]
     return aligned(rows, left=2) + "\n" + "\n".join(_parts(plan))
@@ -151,8 +182,8 @@ def _phases(plan: RunPlan) -> str:
     rows = [("phase", "tokens", "steps", "s/step", "tokens/s/GPU", "days", "GPU-hours")]
     for phase in plan.phases:
         rows.append((
-            phase.name, f"{phase.tokens:,}", f"{phase.steps:,}", f"{phase.step.seconds:.2f}", f"{phase.step.tokens_a_second:,.0f}",
-            f"{phase.days:,.2f}", f"{phase.gpu_hours:,.0f}",
+            phase.name, f"{phase.tokens:,}", f"{phase.steps:,}", f"{phase.step.seconds:.2f}",
+            f"{phase.step.tokens_a_second:,.0f}", f"{phase.days:,.2f}", f"{phase.gpu_hours:,.0f}",
         ))  # fmt: skip
     if len(plan.phases) > 1:
         rows.append((
@@ -166,8 +197,8 @@ def _saving(plan: RunPlan) -> str:
     if plan.saving is None:
         return "no checkpoint is saved"
     return (
-        f"checkpoint: {_bytes(plan.saving.bytes)}, about {plan.saving.seconds:,.0f} s to write at {plan.saving.gb_a_second:g} GB/s "
-        "(--storage-gb-s)"
+        f"checkpoint: {_bytes(plan.saving.bytes)}, about {plan.saving.seconds:,.0f} s to write at "
+        f"{plan.saving.gb_a_second:g} GB/s (--storage-gb-s)"
     )
 
 
@@ -177,8 +208,8 @@ def _honesty(plan: RunPlan) -> str:
         _wrapped(FORMULA),
         _wrapped(
             f"Times are estimates from a roofline with {plan.gpu.key}'s figures: {shares.bf16_matmul:.0%} of the BF16 and "
-            f"{shares.fp8_matmul:.0%} of the FP8 peak in matrix products, {shares.hbm:.0%} of the memory's bandwidth. They were not "
-            "measured. Memory of Transformer Engine's layers is by rules. docs/plan.md says how both are worked out."
+            f"{shares.fp8_matmul:.0%} of the FP8 peak in matrix products, {shares.hbm:.0%} of the memory's bandwidth. They "
+            "were not measured. Memory of Transformer Engine's layers is by rules. docs/plan.md says how both are worked out."
         ),
     ])  # fmt: skip
 
@@ -192,14 +223,29 @@ def _bytes(size: float) -> str:
 
 def search_table(found: SearchResult) -> str:
     """Layouts ranked by their estimate, and the fastest as overrides."""
-    rows = [("tensor", "pipeline", "chunks", "context", "data", "micro-batch", "recompute", "tokens/s/GPU", "peak GiB", "bubble")]
+    rows = [
+        (
+            "tensor",
+            "pipeline",
+            "chunks",
+            "context",
+            "data",
+            "micro-batch",
+            "recompute",
+            "tokens/s/GPU",
+            "peak GiB",
+            "bubble",
+        )
+    ]
     for one in found.candidates:
         rows.append((
-            str(one.tensor), str(one.pipeline), str(one.chunks), str(one.context), str(one.data), str(one.micro_batch), one.recompute,
-            f"{one.tokens_a_second:,.0f}", gib(one.peak), f"{one.bubble:.1%}",
+            str(one.tensor), str(one.pipeline), str(one.chunks), str(one.context), str(one.data), str(one.micro_batch),
+            one.recompute, f"{one.tokens_a_second:,.0f}", gib(one.peak), f"{one.bubble:.1%}",
         ))  # fmt: skip
     head = (
-        f"{found.examined} layouts are possible, {found.looked_at} were looked at for memory; the fastest that fit, by estimate "
-        "(not measured):"
+        f"{found.examined} layouts are possible, {found.looked_at} were looked at for memory; the fastest that fit, by "
+        "estimate (not measured):"
     )
-    return f"{head}\n{aligned(rows, left=0)}\n" + _wrapped("the first as settings: " + overrides_text(found.candidates[0].settings))
+    return f"{head}\n{aligned(rows, left=0)}\n" + _wrapped(
+        "the first as settings: " + overrides_text(found.candidates[0].settings)
+    )

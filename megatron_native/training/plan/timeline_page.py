@@ -39,7 +39,9 @@ def timeline_page(timeline: Timeline, texts: TimelineTexts) -> str:
         parts.append(_figure(timeline, texts, chunks, 0.0, window, "The beginning: the pipeline fills"))
         begin = timeline.seconds - window
         parts.append(_figure(timeline, texts, chunks, begin, timeline.seconds, "The end: the pipeline runs empty"))
-    tiles = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in texts.facts)
+    tiles = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in texts.facts
+    )
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in texts.notes)
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
@@ -105,7 +107,9 @@ def _axis(begin: float, end: float, scale: float, height: int) -> str:
         if at < begin:
             continue
         x = _LEFT + (at - begin) * scale
-        marks.append(f"<path class=tick d='M{x:.1f} {height - 2}v5'/><text class=time x={x:.1f} y={height + 17}>{_time(at, step)}</text>")
+        marks.append(
+            f"<path class=tick d='M{x:.1f} {height - 2}v5'/><text class=time x={x:.1f} y={height + 17}>{_time(at, step)}</text>"
+        )
     return "".join(marks)
 
 
@@ -142,14 +146,17 @@ def _style(chunks: int) -> str:
     for chunk in range(chunks):
         light = 66 - 34 * (chunk / (chunks - 1) if chunks > 1 else 0.6)
         for name, hue, saturation in (("f", 205, 62), ("b", 22, 68)):
-            colours.append(f".{name}{chunk}{{fill:hsl({hue} {saturation}% {light:.0f}%);background:hsl({hue} {saturation}% {light:.0f}%)}}")
+            colours.append(
+                f".{name}{chunk}{{fill:hsl({hue} {saturation}% {light:.0f}%);background:hsl({hue} {saturation}% {light:.0f}%)}}"
+            )
     return _STYLE + "".join(colours)
 
 
 _STYLE = """
 :root{color-scheme:light dark;--paper:#faf9f5;--ink:#20262a;--soft:#5c666c;--line:#e2dfd6;--lane:#e9e6dc}
 @media (prefers-color-scheme:dark){:root{--paper:#14181b;--ink:#e6e4de;--soft:#9aa5ab;--line:#323a3f;--lane:#262d32}}
-body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
 main{max-width:1290px;margin:0 auto;padding:26px 20px}
 h1{font-size:1.5rem;margin:0 0 14px}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:10px;margin:0 0 16px}

@@ -85,8 +85,8 @@ def data_findings(run: RunConfig, model: ModelConfig, source: str) -> tuple[list
         return [Finding(str(error), "", "")], lines
     findings = [
         Finding(
-            f"the dataset {name} is repeated {epochs:.1f} times over the run", "text that comes so often is learned by heart and "
-            "teaches less each time", "lower its weight, shorten the run, or find more text", "note",
+            f"the dataset {name} is repeated {epochs:.1f} times over the run", "text that comes so often is learned by "
+            "heart and teaches less each time", "lower its weight, shorten the run, or find more text", "note",
         )
         for name, epochs in epochs_of(run, facts).items() if epochs > EPOCHS_OF_NOTE
     ]  # fmt: skip

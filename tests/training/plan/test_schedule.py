@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from megatron_native.training.plan.schedule import ChunkTimes, Pass, in_flight, rank_order, simulate
@@ -49,7 +51,7 @@ def test_passes_of_a_rank_do_not_overlap_and_inputs_have_arrived(ranks: int, chu
     timeline = simulate(equal_times(ranks, chunks, transfer=0.125), micro_batches)
     ends = {}
     for rank, spans in enumerate(timeline.spans):
-        for before, after in zip(spans, spans[1:]):
+        for before, after in pairwise(spans):
             assert before.end <= after.start + 1e-9
         for span in spans:
             ends[span.direction, span.chunk * ranks + rank, span.micro_batch] = span.end
@@ -68,7 +70,9 @@ def test_1f1b_keeps_as_many_micro_batches_as_stages_follow() -> None:
 
 def test_interleaving_keeps_more() -> None:
     """2·(p - r - 1) + (v - 1)·p of warm-up, and one more: Korthikanti et al., 2022."""
-    assert [in_flight(rank_order(4, rank, 3, 16)) for rank in range(4)] == [2 * (3 - rank) + 2 * 4 + 1 for rank in range(4)]
+    assert [in_flight(rank_order(4, rank, 3, 16)) for rank in range(4)] == [
+        2 * (3 - rank) + 2 * 4 + 1 for rank in range(4)
+    ]
 
 
 def test_waiting_for_transfers_costs_time() -> None:

@@ -37,7 +37,8 @@ BIASED = SMALL.model_copy(update={"add_qkv_bias": True})
         (SMALL, 4, {"pipeline_model_parallel_size": 4, "num_layers_in_first_pipeline_stage": 1,
                     "num_layers_in_last_pipeline_stage": 1}),
         (SMALL, 2, {
-            "pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, "pipeline_layout": "Et*2|(t*3|)*2,t*2,L",
+            "pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2,
+            "pipeline_layout": "Et*2|(t*3|)*2,t*2,L",
         }),
     ],
 )  # fmt: skip

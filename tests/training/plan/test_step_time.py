@@ -12,7 +12,13 @@ from megatron_native.config.load import validate_run_config
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.phases import resolve_phases
 from megatron_native.config.run import RunConfig
-from megatron_native.training.plan.communication import data_traffic, groups_of, layer_traffic, message_bytes, step_volume
+from megatron_native.training.plan.communication import (
+    data_traffic,
+    groups_of,
+    layer_traffic,
+    message_bytes,
+    step_volume,
+)
 from megatron_native.training.plan.flops import layer_matrix_parameters, token_flops
 from megatron_native.training.plan.gpus import read_gpu
 from megatron_native.training.plan.layer_time import is_fp8_layer, layer_time
@@ -45,8 +51,12 @@ def test_traffic_of_a_layer_by_hand() -> None:
     without = layer_traffic(run_of(FP8_70B, parallel={"sequence_parallel": False}), LLAMA3_70B, 8192)
     assert (without.tensor_forward, without.tensor_backward) == (4 * piece, 4 * piece)
     assert message_bytes(run_of(FP8_70B), LLAMA3_70B, 8192) == 8192 * 8192 * 2 // 4
-    ring = layer_traffic(run_of(parallel={"context_parallel_size": 4, "tensor_model_parallel_size": 2}), LLAMA3_70B, 2048)
-    assert ring.context_forward == 3 * (2 * 2048 * 8 * 128 // 2 * 2)  # keys and values of a quarter, passed on three times
+    ring = layer_traffic(
+        run_of(parallel={"context_parallel_size": 4, "tensor_model_parallel_size": 2}), LLAMA3_70B, 2048
+    )
+    assert ring.context_forward == 3 * (
+        2 * 2048 * 8 * 128 // 2 * 2
+    )  # keys and values of a quarter, passed on three times
 
 
 @pytest.mark.parametrize("changed, gradients, parameters", [
@@ -59,7 +69,10 @@ def test_data_parallel_traffic_of_eight_copies(changed: dict[str, Any], gradient
     """Bytes a parameter: FP32 gradients scattered, BF16 weights gathered; nine tenths are layers' matrices here."""
     run = run_of(**changed)
     traffic = data_traffic(run, groups_of(run, 8).data, 1000, 900)
-    assert (traffic.gradients, traffic.parameters) == (pytest.approx(1000 * gradients), pytest.approx(1000 * parameters))
+    assert (traffic.gradients, traffic.parameters) == (
+        pytest.approx(1000 * gradients),
+        pytest.approx(1000 * parameters),
+    )
 
 
 def test_ends_of_the_pipeline_send_less() -> None:
@@ -108,7 +121,9 @@ def test_a_tiny_batch_is_bound_by_memory() -> None:
     {"parallel": {"sequence_parallel": False}},
 ])  # fmt: skip
 def test_what_costs_time_costs_time_in_the_estimate(slower: dict[str, Any]) -> None:
-    assert step_of(run_of(FP8_70B, **slower), LLAMA3_70B, 512).seconds > step_of(run_of(FP8_70B), LLAMA3_70B, 512).seconds
+    assert (
+        step_of(run_of(FP8_70B, **slower), LLAMA3_70B, 512).seconds > step_of(run_of(FP8_70B), LLAMA3_70B, 512).seconds
+    )
 
 
 def test_tensor_parallel_overlap_saves_time() -> None:
