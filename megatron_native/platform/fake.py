@@ -47,7 +47,7 @@ def _flash_attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any)
     return attended
 
 
-_attention = functional.scaled_dot_product_attention
+_attention: Any = functional.scaled_dot_product_attention
 
 
 @contextmanager
@@ -79,7 +79,8 @@ def fake_platform(rank: int, world_size: int) -> Iterator[torch.device]:
 
     generator, excepthook = torch.get_rng_state(), sys.excepthook  # which a process group prefixes with its rank
     parallel_state.create_group = own_group
-    functional.scaled_dot_product_attention = _flash_attention  # modes of torch don't reach into a backward pass
+    attention: Any = _flash_attention
+    functional.scaled_dot_product_attention = attention  # modes of torch don't reach into a backward pass
     try:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
         with torch.compiler.set_stance("force_eager"), META, _ValuesExist():

@@ -118,10 +118,12 @@ def _measure(rank: RankModel, index: int, run: RunConfig, phase: ResolvedPhase) 
     def forward() -> Tensor:
         if not module.pre_process:
             shape = (length, rows, config.hidden_size)
-            module.set_input_tensor(torch.zeros(shape, dtype=config.pipeline_dtype, device=rank.device, requires_grad=True))
+            module.set_input_tensor(
+                torch.zeros(shape, dtype=config.pipeline_dtype, device=rank.device, requires_grad=True)
+            )
         batch = micro_batch_on(rank.device, phase, contexts, packed)
         output, report = forward_step(iter([batch]), chunk)
-        return report(output)[0] if module.post_process else output  # type: ignore[no-any-return]
+        return report(output)[0] if module.post_process else output
 
     count = SavedTensors([module], component)
     with count.counting():
@@ -180,7 +182,12 @@ class _Live(TorchDispatchMode):
 
 
 def chunk_activations(
-    rank: RankModel, run: RunConfig, model: ModelConfig, phase: ResolvedPhase, platform: PlatformKind, layer_spec: LayerSpec
+    rank: RankModel,
+    run: RunConfig,
+    model: ModelConfig,
+    phase: ResolvedPhase,
+    platform: PlatformKind,
+    layer_spec: LayerSpec,
 ) -> tuple[ChunkActivations, ...]:
     """What one micro-batch of a phase leaves in each model chunk of a rank, for the layers that it will run with."""
     measured = measure_chunks(rank, run, phase)

@@ -107,9 +107,12 @@ def rank_memory(
         parameters, layers, number = rank.parameter_count, rank.layers, rank.rank
         weights, gradients = held_weights(rank), held_gradients(rank)
         optimizer = held_optimizer_state(rank)
-        bucket = max((b.grad_data.nbytes for chunk in rank.trainable.chunks for g in chunk.bucket_groups for b in g.buckets),
-                     default=0)
-        quantised = sum(p.elements for p in rank.parameters if p.kind == "matrix" and rules.is_fp8(_layer_of(p.name, layers[p.chunk])))
+        bucket = _largest_bucket(rank)
+        quantised = sum(
+            parameter.elements
+            for parameter in rank.parameters
+            if parameter.kind == "matrix" and rules.is_fp8(_layer_of(parameter.name, layers[parameter.chunk]))
+        )
         chunks = chunk_activations(rank, run, model_config, phase, platform, spec)
     if spec == "transformer_engine" and quantised:
         weights += _fp8_weights(run, quantised)
@@ -125,11 +128,15 @@ def rank_memory(
         activations["recomputed"] = peak.recomputed
     if spec == "torch" and (inputs := _pipeline_inputs(run, pipeline_rank, peak.in_flight)):
         activations["stage inputs"] = inputs * rules.hidden
+    last = pipeline_rank == run.parallel.pipeline_model_parallel_size - 1
+    if platform == "cuda" and run.parallel.defer_embedding_wgrad_compute and last:
+        activations["deferred output layer"] = rules.deferred(micro_batches)
+    activations = {name: size for name, size in activations.items() if size}
     return RankMemory(
         rank=number, pipeline_rank=pipeline_rank, layers=layers, parameters=parameters, weights=weights, gradients=gradients,
         optimizer=optimizer, activations=activations,
         communication=_communication(run, rules, bucket, platform),
-        workspace={"passing tensors": peak.workspace},
+        workspace={"gradients and logits in passing": peak.workspace},
         chunk_activations=tuple(dict(chunk.kept) for chunk in chunks), in_flight=peak.in_flight,
     )  # fmt: skip
 
@@ -142,6 +149,12 @@ def held_weights(rank: RankModel) -> int:
 def held_gradients(rank: RankModel) -> int:
     """Bytes of the buffers that gradients are summed up in, padding included."""
     return sum(buffer.grad_data.nbytes for chunk in rank.trainable.chunks for buffer in chunk.buffers)
+
+
+def _largest_bucket(rank: RankModel) -> int:
+    """Bytes of the most gradients that are reduced at once."""
+    groups = [group for chunk in rank.trainable.chunks for group in chunk.bucket_groups]
+    return max((bucket.grad_data.nbytes for group in groups for bucket in group.buckets), default=0)
 
 
 def held_optimizer_state(rank: RankModel) -> int:
@@ -232,7 +245,9 @@ def _pipeline_inputs(run: RunConfig, pipeline_rank: int, in_flight: tuple[int, .
     return sum(in_flight) - (in_flight[0] if pipeline_rank == 0 else 0)
 
 
-def _communication(run: RunConfig, rules: TransformerEngineRules, bucket: int, platform: PlatformKind) -> dict[str, int]:
+def _communication(
+    run: RunConfig, rules: TransformerEngineRules, bucket: int, platform: PlatformKind
+) -> dict[str, int]:
     """Buffers beyond weights and gradients, by kind; on a GPU with allowances for what libraries take, never measured."""
     parallel, found = run.parallel, {}
     if parallel.pipeline_model_parallel_size > 1:

@@ -6,6 +6,7 @@ padded buffers, and the optimizer with this rank's shards, on the meta device un
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,8 +91,9 @@ def rank_model(
     """
     rank = rank_of_stage(run, world_size, pipeline_rank)
     built = as_built(run)
-    if torch.cuda.is_available():  # megatron-core compiles functions when it is imported, as a run on this machine wants them
-        import megatron_native.training.model
+    if torch.cuda.is_available():
+        # megatron-core compiles functions when it is imported, as a run in this process would want them.
+        importlib.import_module("megatron_native.training.model")
     with fake_platform(rank, world_size) as device:
         from megatron.core import tensor_parallel
 

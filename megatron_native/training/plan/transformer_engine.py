@@ -61,6 +61,12 @@ class TransformerEngineRules:
         """A hidden state between layers, as a pipeline stage sends it."""
         return self._outside * self.model.hidden_size * self._value
 
+    def deferred(self, micro_batches: int) -> int:
+        """The output layer's inputs and gradients of micro-batches whose weight gradient waits for the end of the step."""
+        limit = self.run.parallel.wgrad_deferral_limit or micro_batches
+        columns = -(-self.model.vocab_size // self._tensor_parallel)
+        return min(limit, micro_batches) * (self._tokens * columns * self._value + self.hidden)
+
     @property
     def keys_and_values(self) -> int:
         """Keys and values of one rank's tokens in one layer, as context parallelism passes them around."""

@@ -26,9 +26,9 @@ def main(description: Path) -> None:
 def _held_in_a_step(raw_run: dict[str, Any], raw_model: dict[str, Any], platform: Any) -> dict[str, Any]:
     from megatron.core import parallel_state
 
-    from megatron_native.config.run import RunConfig
     from megatron_native.config.megatron import megatron_configs
     from megatron_native.config.model import ModelConfig
+    from megatron_native.config.run import RunConfig
     from megatron_native.platform import seed_everything
     from megatron_native.training.model import build_trainable_model, initialize_parallel_state
     from megatron_native.training.plan.activations import component
@@ -57,7 +57,8 @@ def _held_in_a_step(raw_run: dict[str, Any], raw_model: dict[str, Any], platform
         "pipeline_rank": parallel_state.get_pipeline_model_parallel_rank(),
         "layers": [[layer.layer_number - 1 for layer in module.decoder.layers] for module in trainable.modules],
         "parameters": [
-            {name: list(parameter.shape) for name, parameter in module.named_parameters()} for module in trainable.modules
+            {name: list(parameter.shape) for name, parameter in module.named_parameters()}
+            for module in trainable.modules
         ],
         "weights": sum(model_storages.values()),
         "gradients": sum(_storages(p.main_grad for chunk in trainable.chunks for p in chunk.parameters()).values()),

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from megatron_native.config.run import RunConfig
 from megatron_native.config.model import ModelConfig
+from megatron_native.config.run import RunConfig
 from megatron_native.models.families import to_model_config
-from megatron_native.training.plan.memory import RankMemory, rank_memory, step_order
+from megatron_native.training.plan.memory import RankMemory, rank_memory
 from tests.distributed import run_jobs
 from tests.tiny_models import SHAPES
 
@@ -51,9 +51,7 @@ FULL = {"recompute": "full"}
 CASES = {
     "one process": Case(1, {}),
     "one process, full recomputation": Case(1, {}, FULL),
-    "one process, packed": Case(1, {}, packed=True),
     "one process, FP32": Case(1, {}, {"precision": "fp32"}),
-    "DP2": Case(2, {}),
     "DP2, BF16 gradients": Case(2, {}, optimizer={"grad_reduce_in_fp32": False}),
     "DP2, whole optimizer": Case(2, {"use_distributed_optimizer": False}),
     "TP2": Case(2, {TP: 2}),
@@ -65,7 +63,6 @@ CASES = {
     "PP2": Case(2, {PP: 2}),
     "PP2, full recomputation": Case(2, {PP: 2}, {**FULL, "recompute_num_layers": 2}),
     "PP2, first layer of a stage recomputed": Case(2, {PP: 2}, {**FULL, "recompute_method": "block"}),
-    "PP2, tied embeddings": Case(2, {PP: 2}, shape="tied-llama"),
     "PP2 VPP2": Case(2, {PP: 2, VPP: 2}, layers=8),
     "PP2, three layers first": Case(2, {PP: 2, "num_layers_in_first_pipeline_stage": 3}),
     "PP2 VPP2 by hand": Case(2, {PP: 2, VPP: 2, "pipeline_layout": "Et|t*2|t*2|tL"}, layers=6),
@@ -101,7 +98,9 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[RankMemo
     for name, case in CASES.items():
         run = RunConfig.model_validate(case.run(tmp_path_factory.getbasetemp()))
         stages = run.parallel.pipeline_model_parallel_size
-        plans[name] = [rank_memory(run, case.model(), case.world_size, stage, "cpu", "torch") for stage in range(stages)]
+        plans[name] = [
+            rank_memory(run, case.model(), case.world_size, stage, "cpu", "torch") for stage in range(stages)
+        ]
     return plans
 
 
@@ -115,13 +114,13 @@ def test_parameters_and_layers_are_those_of_every_rank(name: str, held: Any, pla
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_weights_gradients_and_optimizer_state_take_what_they_take_on_every_rank(name: str, held: Any, planned: Any) -> None:
-    largest: dict[int, int] = {}
+def test_weights_gradients_and_optimizer_state_take_what_they_take_on_every_rank(
+    name: str, held: Any, planned: Any
+) -> None:
     for real in held[name]:
         plan = planned[name][real["pipeline_rank"]]
         assert (plan.weights, plan.gradients) == (real["weights"], real["gradients"])
-        largest[plan.pipeline_rank] = max(largest.get(plan.pipeline_rank, 0), real["optimizer"])
-        # A share ends where a buffer is cut into equal parts, padding included: ranks differ by no more than the padding.
+        # Shares end where a buffer is cut into equal parts, padding included: ranks differ by no more than the padding.
         assert plan.optimizer == pytest.approx(real["optimizer"], rel=0.01)
 
 

@@ -1,0 +1,96 @@
+"""How large a run's checkpoints become, and how long writing one may take.
+
+What `training/checkpoints.py` writes: every weight once, in the run's precision, and with the optimizer an FP32 master
+weight and two moments for each; replicas are written by one rank only, buffers without their padding.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from statistics import median
+
+from megatron_native.config.model import ModelConfig
+from megatron_native.config.run import RunConfig
+from megatron_native.models.families import model_pieces
+from megatron_native.models.weight_map import VOCABULARY_KEYS
+from megatron_native.training.line_file import read_json_lines
+
+RANDOM_STATE_BYTES = 35_400
+"""Random generators of one tensor- and pipeline-parallel rank, as pickled: Python's, numpy's, torch's, megatron-core's."""
+
+
+@dataclass(frozen=True)
+class CheckpointSize:
+    """Bytes of one checkpoint on disk, all ranks together."""
+
+    parameters: int
+    """Weights of the model, vocabulary padding included."""
+    weights: int
+    optimizer: int
+    """Master weights and moments; 0 where `checkpointing.save_optimizer` is off."""
+    random_states: int
+
+    @property
+    def total(self) -> int:
+        """All of it; tokenizer, configuration and index of the tensors come on top, a few megabytes."""
+        return self.weights + self.optimizer + self.random_states
+
+    def seconds(self, bytes_per_second: float) -> float:
+        """From the beginning of a save until it is whole, at a speed of the file system for all ranks together."""
+        return self.total / bytes_per_second
+
+
+def checkpoint_size(run: RunConfig, model: ModelConfig) -> CheckpointSize:
+    """The size of each of a run's checkpoints."""
+    parallel, fp32 = run.parallel, run.training.precision == "fp32"
+    parameters = stored_parameters(model, parallel.tensor_model_parallel_size)
+    # FP32 weights are their own masters, which only the sharded optimizer writes down a second time.
+    states = 2 if fp32 and not parallel.use_distributed_optimizer else 3
+    with_optimizer = run.checkpointing.save_optimizer
+    ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    return CheckpointSize(
+        parameters=parameters,
+        weights=parameters * (4 if fp32 else 2),
+        optimizer=parameters * 4 * states if with_optimizer else 0,
+        random_states=RANDOM_STATE_BYTES * ranks if with_optimizer else 0,
+    )
+
+
+def stored_parameters(model: ModelConfig, tensor_parallel: int) -> int:
+    """Weights in a checkpoint's global tensors: tied ones once, the vocabulary as padded for tensor parallelism."""
+    rows = -(-model.vocab_size // tensor_parallel) * tensor_parallel
+    total = 0
+    for piece in model_pieces(model):
+        shape = (rows, *piece.shape[1:]) if piece.key in VOCABULARY_KEYS else piece.shape
+        total += prod(shape)
+    return total
+
+
+def measured_write_speed(folder: Path, probe_bytes: int = 256 << 20) -> float:
+    """Bytes a second that this process writes to `folder`'s disk, flushed to it; the probe is deleted again.
+
+    One writer on one node: many nodes write a checkpoint together, faster than one on a parallel file system.
+
+    Raises:
+        OSError: the folder can't be written to, or has no room.
+    """
+    block = os.urandom(1 << 20)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-speed-") as probe:
+        started = time.monotonic()
+        for _ in range(max(1, probe_bytes >> 20)):
+            probe.write(block)
+        probe.flush()
+        os.fsync(probe.fileno())
+        return max(1, probe_bytes >> 20) * len(block) / (time.monotonic() - started)
+
+
+def speed_of_saves(metrics: Path) -> float | None:
+    """Bytes a second of the saves that a run has noted in its `metrics.jsonl`, in the middle; None where there is none."""
+    saves = [record["saved"] for record in read_json_lines(metrics) if "saved" in record] if metrics.is_file() else []
+    speeds = [save["bytes"] / save["seconds"] for save in saves if save["bytes"] and save["seconds"] > 0]
+    return median(speeds) if speeds else None
