@@ -186,8 +186,8 @@ def _stopping(script: SlurmScript, save_seconds: float | None, step_seconds: flo
         if needed is not None and seconds < needed:
             found.append(Finding(
                 f"{script.path} sends its signal {seconds} s before the end",
-                f"the step at hand and a save take an estimated {step_seconds or 0:.1f} s and {save_seconds or 0:.0f} s; with a "
-                f"margin that is {needed:.0f} s", f"set {advice}",
+                f"the step at hand and a save take an estimated {step_seconds or 0:.1f} s and {save_seconds or 0:.0f} s; with "
+                f"a margin that is {needed:.0f} s", f"set {advice}",
             ))  # fmt: skip
         if shell_only and "trap" not in script.body and not re.search(r"^\s*exec\s", script.body, re.MULTILINE):
             found.append(Finding(

@@ -82,8 +82,8 @@ def _memory(plan: RunPlan) -> str:
     for stage in plan.stages:
         rows.append((
             str(stage.pipeline_rank), layers_text(stage.layers), f"{stage.parameters:,}", gib(stage.weights),
-            gib(stage.gradients), gib(stage.optimizer), gib(sum(stage.activations.values())), gib(sum(stage.communication.values())),
-            gib(sum(stage.workspace.values())), gib(stage.total), gib(plan.room(stage)),
+            gib(stage.gradients), gib(stage.optimizer), gib(sum(stage.activations.values())),
+            gib(sum(stage.communication.values())), gib(sum(stage.workspace.values())), gib(stage.total), gib(plan.room(stage)),
             "fits" if plan.room(stage) >= 0 else "DOES NOT FIT",
         ))  # fmt: skip
     head = f"Memory of one GPU of each pipeline stage at its fullest, in GiB ({gib(plan.gpu.usable_bytes)} usable)"
@@ -145,7 +145,8 @@ def _speed(plan: RunPlan) -> str:
         (
             "micro-batches a step",
             f"{step.micro_batches} of {plan.run.training.micro_batch_size} ({schedule}; bubble "
-            f"{step.timeline.bubble:.1%} of all stages' time, {step.bubble_seconds / step.timeline.seconds:.1%} of the busiest's)",
+            f"{step.timeline.bubble:.1%} of all stages' time, "
+            f"{step.bubble_seconds / step.timeline.seconds:.1%} of the busiest's)",
         ),
         ("tokens a step", f"{step.tokens:,}"),
         (
