@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage-gb-s",
         type=float,
-        default=10.0,
+        default=None,
         metavar="RATE",
-        help="GB/s that the file system takes of a checkpoint (10)",
+        help="GB/s that the file system takes of a checkpoint (as in the run's earlier saves; else 10)",
     )
     parser.add_argument(
         "--search", action="store_true", help="rank the layouts that fit, instead of planning the one given"

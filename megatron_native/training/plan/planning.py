@@ -32,7 +32,7 @@ class PlanRequest:
     gpu: str = DEFAULT_GPU
     no_data: bool = False
     sbatch: Path | None = None
-    storage_gb_s: float = 10.0
+    storage_gb_s: float | None = None
 
 
 @dataclass
@@ -81,7 +81,7 @@ def plan_and_check(request: PlanRequest) -> Planned:
 
         plan = planned.plan
         planned.findings += slurm_findings(
-            request.sbatch, request.world_size, plan.saving.seconds if plan and plan.saving else None,
+            request.sbatch, request.world_size, plan.saving.seconds if plan else None,
             plan.step.seconds if plan else None,
         )  # fmt: skip
     return planned
@@ -91,7 +91,7 @@ def read_request(request: PlanRequest) -> tuple[RunConfig, ModelConfig, Gpu]:
     """The run, the model's shape and the GPU of a request; files of the run are not looked at."""
     if request.world_size < 1:
         raise UserError(f"--world-size {request.world_size}: give the number of GPUs of the run, 1 or more.")
-    if request.storage_gb_s <= 0:
+    if request.storage_gb_s is not None and request.storage_gb_s <= 0:
         raise UserError(
             f"--storage-gb-s {request.storage_gb_s}: give what the file system takes, in GB a second, above 0."
         )

@@ -10,6 +10,7 @@ from megatron_native.config.layout import data_parallel_size
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
+from megatron_native.training.plan.checkpoint_size import checkpoint_size, speed_of_saves
 from megatron_native.training.plan.flops import FORMULA
 from megatron_native.training.plan.gpus import GIB, Gpu
 from megatron_native.training.plan.memory import RankMemory, rank_memory
@@ -18,6 +19,8 @@ from megatron_native.training.plan.step_time import PhaseEstimate, StepEstimate,
 from megatron_native.training.plan.validate import layout_findings
 
 FORMAT = "megatron-native/plan/1"
+ASSUMED_GB_S = 10.0
+"""GB/s of a parallel file system, over all ranks: a choice."""
 
 
 def overrides_text(settings: Mapping[str, Any]) -> str:
@@ -57,6 +60,8 @@ class Saving:
     bytes: int
     gb_a_second: float
     """To the file system, all ranks together."""
+    rate_is: str
+    """Where the rate is from."""
 
     @property
     def seconds(self) -> float:
@@ -75,7 +80,7 @@ class RunPlan:
     stages: tuple[RankMemory, ...]
     """By pipeline rank."""
     phases: tuple[PhaseEstimate, ...]
-    saving: Saving | None
+    saving: Saving
     remedies: tuple[Remedy, ...]
 
     @property
@@ -126,7 +131,7 @@ class RunPlan:
             "estimate": True,
             "phases": [_phase_json(phase) for phase in self.phases],
             "communication_a_step": [volume.by_kind() for volume in step.volumes],
-            "checkpoint": None if self.saving is None else {
+            "checkpoint": {
                 "bytes": self.saving.bytes, "gb_a_second": self.saving.gb_a_second, "seconds": self.saving.seconds,
             },
             "shares": self.gpu.shares.model_dump(),
@@ -144,7 +149,7 @@ def _phase_json(phase: PhaseEstimate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plan_run(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, storage_gb_s: float) -> RunPlan:
+def plan_run(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, storage_gb_s: float | None = None) -> RunPlan:
     """Plan a run whose layout `layout_findings` has no error of.
 
     Args:
@@ -152,25 +157,28 @@ def plan_run(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, stor
         model: the model's shape.
         gpu: what it will run on.
         world_size: processes, one a GPU.
-        storage_gb_s: what the file system takes of a checkpoint, in GB/s over all ranks.
+        storage_gb_s: what the file system takes of a checkpoint, in GB/s over all ranks; None: what the run's own saves
+            took, where its folder has any, or `ASSUMED_GB_S`.
     """
     stages = tuple(
         rank_memory(run, model, world_size, rank) for rank in range(run.parallel.pipeline_model_parallel_size)
     )
     phases = tuple(estimate_phases(run, model, gpu, world_size))
-    plan = RunPlan(run, model, gpu, world_size, stages, phases, _saving(run, model, world_size, storage_gb_s), ())
+    plan = RunPlan(run, model, gpu, world_size, stages, phases, saving_of(run, model, storage_gb_s), ())
     if plan.fits:
         return plan
     return replace(plan, remedies=tuple(find_remedies(plan)))
 
 
-def _saving(run: RunConfig, model: ModelConfig, world_size: int, storage_gb_s: float) -> Saving | None:
-    try:
-        from megatron_native.training.plan.checkpoint_size import checkpoint_size
-    except ImportError:
-        return None
-
-    return Saving(checkpoint_size(run, model, world_size), storage_gb_s)
+def saving_of(run: RunConfig, model: ModelConfig, storage_gb_s: float | None) -> Saving:
+    """A checkpoint of the run, at a given speed of the file system, at that of its earlier saves, or at the assumed one."""
+    size = checkpoint_size(run, model).total
+    if storage_gb_s is not None:
+        return Saving(size, storage_gb_s, "given")
+    measured = speed_of_saves(run.run_dir / "metrics.jsonl")
+    if measured is not None:
+        return Saving(size, measured / 1e9, "measured in this run's saves")
+    return Saving(size, ASSUMED_GB_S, "assumed; --storage-gb-s says otherwise")
 
 
 def find_remedies(plan: RunPlan) -> Iterator[Remedy]:

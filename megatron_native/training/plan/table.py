@@ -195,11 +195,9 @@ def _phases(plan: RunPlan) -> str:
 
 
 def _saving(plan: RunPlan) -> str:
-    if plan.saving is None:
-        return "no checkpoint is saved"
     return (
         f"checkpoint: {_bytes(plan.saving.bytes)}, about {plan.saving.seconds:,.0f} s to write at "
-        f"{plan.saving.gb_a_second:g} GB/s (--storage-gb-s)"
+        f"{plan.saving.gb_a_second:.3g} GB/s ({plan.saving.rate_is})"
     )
 
 

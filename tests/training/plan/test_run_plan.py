@@ -39,7 +39,7 @@ def test_one_setting_flips_from_fits_to_does_not(
 
 def test_remedies_are_single_settings_that_fit() -> None:
     run = run_of(LONG, training={"micro_batch_size": 2})
-    plan = plan_run(run, WIDE, H100, 8, 10.0)
+    plan = plan_run(run, WIDE, H100, 8)
     assert not plan.fits and plan.fullest.largest[0] == "activations"
     texts = [remedy.text for remedy in plan.remedies]
     assert "training.micro_batch_size=1" in texts and "training.recompute=full" in texts
