@@ -33,7 +33,13 @@ def test_a_run_that_fits(config: Path, tmp_path: Path, capsys: pytest.CaptureFix
     words = ["plan", "--config", str(config), "--world-size", "8", "--no-data"]
     assert main([*words, "--timeline", str(tmp_path / "t.html"), "--json", str(tmp_path / "plan.json")]) == 0
     said = capsys.readouterr().out
-    for expected in ("It fits: stage", "tensor 2 · pipeline 2 · data 2", "tokens/s/GPU, estimated", "GPU-hours", "FLOP a token ="):
+    for expected in (
+        "It fits: stage",
+        "tensor 2 · pipeline 2 · data 2",
+        "tokens/s/GPU, estimated",
+        "GPU-hours",
+        "FLOP a token =",
+    ):
         assert expected in said
     assert (tmp_path / "t.html").read_text().startswith("<!doctype html>")
     plan = json.loads((tmp_path / "plan.json").read_text())
@@ -54,7 +60,9 @@ def test_an_impossible_layout_says_so_alone(config: Path, capsys: pytest.Capture
     assert "stages" not in found and "6 processes" in found["findings"][0]["what"]
 
 
-def test_a_slurm_script_is_checked_against_the_plan(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slurm_script_is_checked_against_the_plan(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "job.sbatch"
     script.write_text("#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --gpus-per-node=8\n#SBATCH --signal=USR1@600\nsrun x\n")
     assert main(["plan", "--config", str(config), "--world-size", "8", "--no-data", "--sbatch", str(script)]) == 2

@@ -149,7 +149,9 @@ def _phase_json(phase: PhaseEstimate) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plan_run(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, storage_gb_s: float | None = None) -> RunPlan:
+def plan_run(
+    run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, storage_gb_s: float | None = None
+) -> RunPlan:
     """Plan a run whose layout `layout_findings` has no error of.
 
     Args:

@@ -18,12 +18,13 @@ H100 = read_gpu("h100-80g")
 WIDE: ModelConfig = LLAMA3_70B.model_copy(update={"num_layers": 6})
 """LLAMA3-70B's width on eight GPUs, without tensor parallelism: just fits."""
 LONG: dict[str, Any] = {"data": {"seq_length": 8192}}
+RECOMPUTED: dict[str, Any] = {**LONG, "training": {"micro_batch_size": 2, "recompute": "full"}}
 
 
 @pytest.mark.parametrize("base, model, gpus, change, largest", [
     (LONG, WIDE, 8, {"training.micro_batch_size": 2}, "activations"),
     (LONG, WIDE, 8, {"parallel.use_distributed_optimizer": False}, "optimizer state"),
-    ({**LONG, "training": {"micro_batch_size": 2, "recompute": "full"}}, WIDE, 8, {"training.recompute": "none"}, "activations"),
+    (RECOMPUTED, WIDE, 8, {"training.recompute": "none"}, "activations"),
     (FP8_70B, LLAMA3_70B, 512, {"parallel.tensor_model_parallel_size": 2}, "activations"),
 ])  # fmt: skip
 def test_one_setting_flips_from_fits_to_does_not(

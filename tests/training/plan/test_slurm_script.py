@@ -21,7 +21,9 @@ srun torchrun --nnodes 64 --nproc-per-node 8 tools/pretrain.py --config run.yaml
 """
 
 
-def wrong(tmp_path: Path, old: str, new: str, world_size: int = 512, save: float = 60.0, kind: str = "error") -> list[str]:
+def wrong(
+    tmp_path: Path, old: str, new: str, world_size: int = 512, save: float = 60.0, kind: str = "error"
+) -> list[str]:
     path = tmp_path / "job.sbatch"
     assert old in GOOD
     path.write_text(GOOD.replace(old, new))
@@ -58,7 +60,9 @@ def test_the_margin_follows_the_save(tmp_path: Path) -> None:
     assert wrong(tmp_path, "USR1@300", "USR1@960", save=600.0) == []
 
 
-@pytest.mark.parametrize("old, new", [("#SBATCH --requeue\n", ""), ("#SBATCH --time=24:00:00\n", ""), ("#SBATCH --nodes=64\n", "")])
+@pytest.mark.parametrize(
+    "old, new", [("#SBATCH --requeue\n", ""), ("#SBATCH --time=24:00:00\n", ""), ("#SBATCH --nodes=64\n", "")]
+)
 def test_what_is_only_to_be_looked_at_is_a_note(tmp_path: Path, old: str, new: str) -> None:
     assert wrong(tmp_path, old, new) == []
     assert len(wrong(tmp_path, old, new, kind="note")) == 1
@@ -66,7 +70,9 @@ def test_what_is_only_to_be_looked_at_is_a_note(tmp_path: Path, old: str, new: s
 
 def test_options_in_every_spelling(tmp_path: Path) -> None:
     path = tmp_path / "job"
-    path.write_text("#!/bin/bash\n#SBATCH -N4 -t 1:00:00 # a comment\n#SBATCH --gres gpu:8 --signal=10@30\n#SBATCH --requeue\nsrun x\n")
+    path.write_text(
+        "#!/bin/bash\n#SBATCH -N4 -t 1:00:00 # a comment\n#SBATCH --gres gpu:8 --signal=10@30\n#SBATCH --requeue\nsrun x\n"
+    )
     script = read_slurm_script(path)
     assert script.number("nodes") == 4 and script.gpus_a_node == 8 and script.options["time"] == "1:00:00"
     assert script.signal == ("USR1", 30, False)

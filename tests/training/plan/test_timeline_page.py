@@ -11,7 +11,9 @@ from megatron_native.training.plan.timeline_page import TimelineTexts, timeline_
 
 def page_of(ranks: int, chunks: int, micro_batches: int) -> str:
     timeline = simulate(ChunkTimes([[0.1] * chunks] * ranks, [[0.2] * chunks] * ranks), micro_batches)
-    texts = TimelineTexts("A <step>", [("bubble", f"{timeline.bubble:.1%}")], [(f"stage {n}", "") for n in range(ranks)], ["note"])
+    texts = TimelineTexts(
+        "A <step>", [("bubble", f"{timeline.bubble:.1%}")], [(f"stage {n}", "") for n in range(ranks)], ["note"]
+    )
     return timeline_page(timeline, texts)
 
 

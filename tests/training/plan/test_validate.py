@@ -68,7 +68,9 @@ def test_datasets_are_checked_and_repetition_is_said(tmp_path: Path) -> None:
 
 def test_a_damaged_checkpoint_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
-    run = run_of(model={"hf_config": None, "checkpoint": str(tmp_path / "checkpoint")}, checkpointing={"save_interval": 10})
+    run = run_of(
+        model={"hf_config": None, "checkpoint": str(tmp_path / "checkpoint")}, checkpointing={"save_interval": 10}
+    )
     (finding,) = start_findings(run)
     assert finding.kind == "error" and "checkpoint" in finding.what
 
