@@ -50,7 +50,7 @@ def test_a_run_that_fits(config: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_missing_data_is_a_finding_and_code_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(config), "--world-size", "8"]) == 2
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert "error: " in said and "there is no tokens.bin" in said and "It fits" in said
 
 

@@ -138,7 +138,7 @@ def timeline_html(planned: RunPlan) -> str:
         )
         for stage in planned.stages
     ]  # fmt: skip
-    layout = f"TP {parallel.tensor_model_parallel_size} × PP {ranks}" + (f" × {virtual} chunks" if virtual else "")
+    layout = f"TP{parallel.tensor_model_parallel_size} × PP{ranks}" + (f" × VPP{virtual}" if virtual else "")
     texts = TimelineTexts(
         title=f"One step of {planned.world_size} GPUs through the pipeline",
         facts=[

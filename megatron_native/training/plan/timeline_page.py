@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from megatron_native.training.plan.schedule import Direction, Span, Timeline
 
-_LEFT, _WIDTH, _ROW, _GAP, _AXIS = 150, 1240, 24, 4, 26
+_LEFT, _RIGHT, _WIDTH, _ROW, _GAP, _AXIS = 150, 24, 1240, 24, 4, 26
 _BOXES_TO_READ = 44
 """Passes of a rank in a part that is drawn to be read."""
 
@@ -59,7 +59,7 @@ def _window(timeline: Timeline) -> float:
 
 
 def _figure(timeline: Timeline, texts: TimelineTexts, chunks: int, begin: float, end: float, caption: str) -> str:
-    scale = (_WIDTH - _LEFT - 10) / (end - begin)
+    scale = (_WIDTH - _LEFT - _RIGHT) / (end - begin)
     boxes: dict[tuple[Direction, int], list[str]] = defaultdict(list)
     numbers: list[str] = []
     height = timeline.ranks * (_ROW + _GAP)
@@ -72,7 +72,7 @@ def _figure(timeline: Timeline, texts: TimelineTexts, chunks: int, begin: float,
     labels = "".join(
         f"<text class=label x={_LEFT - 10} y={rank * (_ROW + _GAP) + 11}>{html.escape(name)}</text>"
         f"<text class='label small' x={_LEFT - 10} y={rank * (_ROW + _GAP) + 22}>{html.escape(more)}</text>"
-        f"<rect class=lane x={_LEFT} y={rank * (_ROW + _GAP)} width={_WIDTH - _LEFT - 10} height={_ROW} />"
+        f"<rect class=lane x={_LEFT} y={rank * (_ROW + _GAP)} width={_WIDTH - _LEFT - _RIGHT} height={_ROW} />"
         for rank, (name, more) in enumerate(texts.row_labels)
     )
     paths = "".join(

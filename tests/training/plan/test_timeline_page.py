@@ -36,7 +36,7 @@ def test_boxes_stand_where_the_times_say() -> None:
     (backward,) = [path for path in figure.iter("path") if path.get("class") == "b0"]
     places = [(float(x), int(y)) for x, y in re.findall(r"M([\d.]+) (\d+)", backward.get("d", ""))]
     first = min(x for x, y in places if y == 0)
-    assert abs(first - (150 + 1080 * 0.4 / 0.9)) < 1
+    assert abs(first - (150 + (1240 - 150 - 24) * 0.4 / 0.9)) < 1
 
 
 def test_a_long_step_shows_its_beginning_and_end_again() -> None:
