@@ -49,21 +49,16 @@ class Case:
 TP, PP, VPP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"
 FULL = {"recompute": "full"}
 CASES = {
-    "one process": Case(1, {}),
     "one process, full recomputation": Case(1, {}, FULL),
     "one process, FP32": Case(1, {}, {"precision": "fp32"}),
     "DP2, BF16 gradients": Case(2, {}, optimizer={"grad_reduce_in_fp32": False}),
     "DP2, whole optimizer": Case(2, {"use_distributed_optimizer": False}),
-    "TP2": Case(2, {TP: 2}),
-    "TP2, sequence parallel": Case(2, {TP: 2, "sequence_parallel": True}),
     "TP2, sequence parallel, core attention again": Case(
         2, {TP: 2, "sequence_parallel": True}, {"recompute": "selective", "recompute_modules": ["core_attn"]}
     ),
     "TP2, MLP again": Case(2, {TP: 2}, {"recompute": "selective", "recompute_modules": ["mlp"]}),
-    "PP2": Case(2, {PP: 2}),
     "PP2, full recomputation": Case(2, {PP: 2}, {**FULL, "recompute_num_layers": 2}),
     "PP2, first layer of a stage recomputed": Case(2, {PP: 2}, {**FULL, "recompute_method": "block"}),
-    "PP2 VPP2": Case(2, {PP: 2, VPP: 2}, layers=8),
     "PP2, three layers first": Case(2, {PP: 2, "num_layers_in_first_pipeline_stage": 3}),
     "PP2 VPP2 by hand": Case(2, {PP: 2, VPP: 2, "pipeline_layout": "Et|t*2|t*2|tL"}, layers=6),
     "TP2 PP2, sequence parallel": Case(4, {TP: 2, PP: 2, "sequence_parallel": True}),
