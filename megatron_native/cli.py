@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("launch", "a run as Slurm jobs: import → pretrain → export, its corpus as arrays; --dry-run shows them"),
     "finetune": ("finetune", "conversations → a fine-tuned Hugging Face folder, on the trainer of pretrain"),
     "train-worker": ("train_worker", "seed pairs → a worker that rewrites"),
+    "plan": ("plan", "a run worked out with no GPU: memory, speed, length, and whether it would start"),
     "check-data": ("check_data", "are the datasets of a run whole, and made for its model? No GPU needed"),
     "sweep": ("sweep", "small runs at several learning rates, side by side in one table"),
     "build-index": ("build_index", "the sequence indices of a run, before any GPU is asked for"),
