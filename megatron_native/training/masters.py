@@ -68,7 +68,7 @@ def refill_masters(optimizer: Any, weights: Mapping[Parameter, Tensor]) -> None:
     """Put `weights` into the masters; a parameter that is not among them gives its own values."""
     for parameter, part, master in masters_of(optimizer):
         values = weights.get(parameter, parameter)
-        master.copy_(values.detach().view(-1)[part])
+        master.detach().view(-1).copy_(values.detach().reshape(-1)[part])
 
 
 def _shard_of(optimizer: Any, weight: Parameter) -> slice:
