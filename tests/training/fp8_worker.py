@@ -101,7 +101,8 @@ def layers(job: dict[str, Any], platform: Any) -> dict[str, Any]:
         def hook(module: Any, arguments: tuple[Any, ...], named: dict[str, Any], outputs: Any) -> None:
             theirs = twins[name].forward(*arguments, **named)
             ours, theirs = (one[0] if isinstance(one, tuple) else one for one in (outputs, theirs))
-            (same if torch.equal(ours, theirs) else differing).append(name)
+            if isinstance(ours, torch.Tensor):
+                (same if torch.equal(ours, theirs) else differing).append(name)
 
         return hook
 

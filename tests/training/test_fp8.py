@@ -134,7 +134,7 @@ def test_amax_histories_agree_in_every_layout(folder: Path, layout: str) -> None
 
 def test_delayed_histories_are_those_of_the_steps(folder: Path) -> None:
     found = told(folder, "delayed one")
-    for name, history in found["histories"].items():
+    for history in found["histories"].values():
         largest = torch.tensor(history)
         assert largest.shape == (3, 3) and bool((largest[0] == 0).all()), "the entry of the next step is empty"
         assert bool((largest[1:] > 0).all())
