@@ -137,10 +137,11 @@ def begin_step(modules: Sequence[Any]) -> None:
         history.forget()
 
 
-def end_step(config: Any, modules: Sequence[Any]) -> None:
+def end_step(config: Any, modules: Sequence[Any], chunks: Sequence[Any]) -> None:
     """After an update: amax histories agree on the step and go on, weights kept in FP8 are rounded to it. Collective.
 
-    Emulation only; Transformer Engine does both by itself.
+    Emulation only; Transformer Engine does both by itself. `chunks` are `modules` in megatron-core's data-parallel
+    wrappers.
     """
     histories = list(_histories(modules))
     if histories:
@@ -152,6 +153,10 @@ def end_step(config: Any, modules: Sequence[Any]) -> None:
         for history, agreed in zip(histories, together.cpu()):
             history.current.copy_(agreed)
             history.roll()
+    if config.fp8_param and is_emulated(modules):
+        for chunk in chunks:
+            if chunk.ddp_config.overlap_param_gather:  # the scale is a whole weight's, so all of it has to be there
+                chunk.start_param_sync(force_sync=True)
     round_weights(config, modules)
 
 

@@ -222,16 +222,18 @@ def _both_ways(model: TrainableModel, batches: Sequence[MicroBatch]) -> tuple[Te
 
 def _gradients(model: TrainableModel, batch: Sequence[MicroBatch]) -> Iterator[tuple[tuple[int, str], Tensor]]:
     """The gradients of every linear layer's weight from this rank's micro-batches alone, one after another."""
-    for chunk in model.chunks:
-        chunk.zero_grad_buffer()
-    run_schedule(model.chunks, batch)
+    with ExitStack() as stack:
+        for chunk in model.chunks:
+            chunk.zero_grad_buffer()  # which ends any no_sync
+            stack.enter_context(chunk.no_sync())
+        run_schedule(model.chunks, batch)
     for layer, name, linear in linears(model.modules):
         yield (layer, name), linear.weight.main_grad
 
 
 @contextmanager
 def _local_gradients(model: TrainableModel) -> Iterator[None]:
-    """Within it a backward pass sends no gradients to other replicas; afterwards gradient buffers are zero."""
+    """Within it the schedule's hooks send no gradients to other ranks; afterwards gradient buffers are zero."""
     config = model.configs.transformer
     hooks = ("finalize_model_grads_func", "no_sync_func", "grad_sync_func")
     before = {name: getattr(config, name) for name in hooks}
@@ -241,10 +243,7 @@ def _local_gradients(model: TrainableModel) -> Iterator[None]:
     for module in model.modules:
         module.logit_observer = None
     try:
-        with ExitStack() as stack:
-            for chunk in model.chunks:
-                stack.enter_context(chunk.no_sync())
-            yield
+        yield
     finally:
         for name, function in before.items():
             setattr(config, name, function)

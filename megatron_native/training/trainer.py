@@ -208,7 +208,7 @@ class Trainer:
                 norms = measure_norms(self.model, gradients=True, logits=logits)
             self.watchdog.at(plan.step, "updating")
             apply_update(self.model.optimizer, result, plan.learning_rate, run.optimizer.weight_decay)
-            fp8_layers.end_step(self.model.configs.transformer, self.model.modules)
+            fp8_layers.end_step(self.model.configs.transformer, self.model.modules, self.model.chunks)
         else:
             self.course.ledger.not_learned.append(plan.step)
         self.course.done(plan)

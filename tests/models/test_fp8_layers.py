@@ -59,9 +59,8 @@ def test_bf16_everywhere_reaches_the_context_of_delayed_scaling_too(asked: Asked
     ours = config()
     fp8_layers.install(ours, [])
     context = transformer_block.get_fp8_context
-    with fp8_layers.bf16_everywhere(ours, []):
-        with context(ours) as found:  # delayed scaling asks once for all layers
-            assert found is None
+    with fp8_layers.bf16_everywhere(ours, []), context(ours) as found:  # delayed scaling asks once for all layers
+        assert found is None
     with context(ours) as found:
         assert found == "fp8"
 

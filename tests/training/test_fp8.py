@@ -112,24 +112,40 @@ def test_only_the_named_layers_change(folder: Path) -> None:
     assert others | {"decoder.layers.1.self_attention.core_attention", "decoder.layers.1.input_layernorm"} <= set(found["same"])
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
-def test_layouts_agree(folder: Path, layout: str) -> None:
+@pytest.mark.parametrize("layout", ["PP2", "DP2"])
+def test_pipeline_and_data_parallelism_change_no_bit(folder: Path, layout: str) -> None:
     gradients, others = (tensors(folder / f"tensorwise {name}", 1, "optimizer.state.exp_avg.") for name in ("one", layout))
-    # BF16's own distance between layouts is of the order of 2⁻⁸ a tensor. A value that falls on the other side of an FP8
-    # rounding boundary moves by up to 2⁻³ of itself, which happens to a few per cent of them.
-    assert difference(others, gradients) <= 0.1
-    bf16 = tensors(folder / "bf16", 1, "optimizer.state.exp_avg.")
-    assert difference(gradients, bf16) > 1.5 * difference(others, gradients), "FP8 itself is farther away"
-    assert losses(folder / f"tensorwise {layout}") == pytest.approx(losses(folder / "tensorwise one"), abs=0.03)
-
-
-@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
-def test_amax_histories_agree_in_every_layout(folder: Path, layout: str) -> None:
+    for key, gradient in gradients.items():
+        # between replicas gradients are added in FP32 and in another order
+        assert (others[key] - gradient).abs().max() <= 1e-6 * gradient.abs().max(), key
+    for recipe in ("tensorwise", "delayed"):
+        assert losses(folder / f"{recipe} {layout}") == pytest.approx(losses(folder / f"{recipe} one"), abs=1e-3)
+    # Histories agree, although under DP2 a replica sees half of the micro-batches, and under PP2 the main rank has the
+    # first half of the layers.
     one, other = (told(folder, f"delayed {name}")["histories"] for name in ("one", layout))
-    assert other.keys() <= one.keys()
-    for name, history in other.items():  # under PP2 the main rank has the first half of the layers
-        assert torch.tensor(history) == pytest.approx(torch.tensor(one[name]), rel=0.06), name
-    assert len(other) == (8 if layout == "PP2" else 16), "with delayed scaling every layer is in FP8"
+    assert len(one) == 16 and len(other) == (8 if layout == "PP2" else 16), "with delayed scaling every layer is in FP8"
+    for name, history in other.items():
+        assert torch.allclose(torch.tensor(history), torch.tensor(one[name]), rtol=1e-2), name
+
+
+@pytest.mark.parametrize("layout", ["TP2", "TP2 SP"])
+def test_tensor_parallelism_agrees_as_closely_as_fp8_allows(folder: Path, layout: str) -> None:
+    """Partial sums are rounded to BF16 before they are added, so activations differ in their last bit. Two values in a
+    hundred then fall to the other side of a boundary between FP8 values and move by 2⁻⁴ to 2⁻³: a difference as large as
+    FP8's own. That scales are the same is shown on single layers, in every bit (tests/models/test_fp8_emulation.py)."""
+    gradients, others = (tensors(folder / f"tensorwise {name}", 1, "optimizer.state.exp_avg.") for name in ("one", layout))
+    own = difference(gradients, tensors(folder / "bf16", 1, "optimizer.state.exp_avg."))
+    assert 0.05 < own < 0.3
+    assert difference(others, gradients) <= 1.25 * own
+    assert losses(folder / f"tensorwise {layout}") == pytest.approx(losses(folder / "tensorwise one"), abs=0.04)
+    assert losses(folder / f"delayed {layout}") == pytest.approx(losses(folder / "delayed one"), abs=0.1)
+    one, other = (told(folder, f"delayed {name}")["histories"] for name in ("one", layout))
+    assert other.keys() == one.keys()
+    for name, history in other.items():
+        ours, theirs = torch.tensor(history)[1:], torch.tensor(one[name])[1:]
+        apart = ((ours - theirs).abs() / theirs).amax(0)
+        # inputs and gradients differ by what was said; weights hardly, and one rank's part alone has another largest value
+        assert apart[0] < 0.15 and apart[1] < 0.01 and apart[2] < 0.5, name
 
 
 def test_delayed_histories_are_those_of_the_steps(folder: Path) -> None:
