@@ -8,6 +8,8 @@ A line of `metrics.jsonl` is one of
 * an evaluation: `heldout`: set → `bits_per_byte`, `loss`, `tokens`, `text_bytes`; and its `seconds`;
 * norms: `norms`: what `norms.Norms` has;
 * where a step's time went: `step_time`: `seconds`, `parts`, `slowest` and `remainder` of `step_time.StepTimes`;
+* a replay of FP8 in BF16: `conscience`: `layers` (number → `output_error`, `gradient_cosine`, `saturation`,
+  `underflow`, `linear`), `worst` (a layer), `emulated`;
 * a save: `saved`: `folder`, `seconds` until it was complete, `blocked_seconds` that training waited, `bytes`.
 
 Each has the `step` after which it was made.
@@ -28,6 +30,7 @@ from megatron_native.training.line_file import LineFile, read_json_lines
 from megatron_native.training.step import StepResult
 
 if TYPE_CHECKING:
+    from megatron_native.training.conscience import ConscienceReport
     from megatron_native.training.flop_rate import SpeedFigures
     from megatron_native.training.norms import Norms
     from megatron_native.training.step_time import StepTimes
@@ -139,6 +142,16 @@ class Metrics:
         self._curves(step, {f"step_time/{part}": seconds for part, seconds in times.parts.items()})
         shares = " · ".join(f"{part} {seconds / times.seconds:.1%}" for part, seconds in times.parts.items())
         self.say(f"step {step}: {times.seconds:.3f} s: {shares}")
+
+    def conscience(self, step: int, report: ConscienceReport) -> None:
+        """Report a comparison of FP8 with BF16, made after `step`."""
+        self._write({"step": step, "conscience": report.record()})
+        self._curves(step, {
+            f"conscience/{name}/{layer}": value
+            for layer, figures in report.layers.items()
+            for name, value in asdict(figures).items() if name != "linear"
+        })  # fmt: skip
+        self.say(f"step {step}: {report.line()}")
 
     def saved(self, step: int, folder: Path, seconds: float, blocked_seconds: float, bytes: int) -> None:
         """Report a complete checkpoint.
