@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain", "continue the pre-training of a checkpoint, on one process or many"),
     "finetune": ("finetune", "conversations → a fine-tuned Hugging Face folder, on the trainer of pretrain"),
     "train-worker": ("train_worker", "seed pairs → a worker that rewrites"),
+    "qualify": ("qualify", "is this kind of GPU fit for a run? A ladder of checks, and its record"),
     "check-data": ("check_data", "are the datasets of a run whole, and made for its model? No GPU needed"),
     "sweep": ("sweep", "small runs at several learning rates, side by side in one table"),
     "build-index": ("build_index", "the sequence indices of a run, before any GPU is asked for"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 SUMMARY = "Continue the pre-training of a checkpoint, on one process or many, as a YAML file says."
@@ -22,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nproc", type=int, default=None, metavar="N",
         help="start N processes on this machine with torchrun; without it this process is one rank (torchrun's, or alone)",
     )  # fmt: skip
+    parser.add_argument(
+        "--unqualified", action="store_true",
+        help="start FP8 or overlapped communication at scale on GPUs that have no record of `megatron-native qualify`",
+    )  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file's")
 
 
@@ -29,6 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the configuration, then start torchrun or take part as one rank."""
     from megatron_native.training.launch import launch_local, run_rank
 
+    if arguments.unqualified:
+        from megatron_native.training.qualify.record import UNQUALIFIED_VARIABLE
+
+        os.environ[UNQUALIFIED_VARIABLE] = "1"  # for the ranks too
     if arguments.nproc is not None:
         return launch_local(arguments.config, arguments.overrides, arguments.nproc)
     return run_rank(arguments.config, arguments.overrides)

@@ -91,11 +91,13 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
         platform = start_platform(run.platform, cuda_environment={**CUDA_ENVIRONMENT, **run.environment})
         import torch
 
+        from megatron_native.training.qualify.record import check_qualified
         from megatron_native.training.trainer import Trainer
 
         if platform.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         try:
+            check_qualified(run, platform)
             return Trainer(run, platform).fit()
         finally:
             stop_platform()
