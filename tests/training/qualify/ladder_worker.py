@@ -1,0 +1,155 @@
+"""The ladder on real process groups, with a fault planted in what it checks; started by `tests.distributed.run_jobs`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def swapped_norms(patch: pytest.MonkeyPatch) -> None:
+    """Two norms of a layer stand in each other's place."""
+    from megatron_native.training.qualify import session
+
+    load = session.load_weights
+
+    def swap(folder: Path, model: Any) -> None:
+        load(folder, model)
+        layer = model.modules[0].decoder.layers[1]
+        one, other = layer.input_layernorm.weight.data, layer.pre_mlp_layernorm.weight.data
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)
+
+    patch.setattr(session, "load_weights", swap)
+
+
+def leaking_attention(patch: pytest.MonkeyPatch) -> None:
+    """Packed sequences are attended to as one."""
+    from megatron_native.models.specs import TorchCausalAttention
+
+    def leak(self: Any, query: Any, key: Any, value: Any, packed: Any) -> Any:
+        return self._attend(*(part.transpose(0, 1)[None] for part in (query, key, value)))[0].transpose(0, 1)
+
+    patch.setattr(TorchCausalAttention, "_by_document", leak)
+
+
+def wrong_fused_gradients(patch: pytest.MonkeyPatch) -> None:
+    """The fused kernel's gradients are a twentieth too large."""
+    from megatron.core.fusions import fused_cross_entropy
+
+    gradients = fused_cross_entropy.calculate_gradients
+    patch.setattr(fused_cross_entropy, "calculate_gradients", lambda *given: gradients(*given) * 1.05)
+
+
+def rounded_master(patch: pytest.MonkeyPatch) -> None:
+    """One value of one master differs from its weight in its last bit."""
+    import torch
+
+    from megatron_native.training.import_gate import _masters
+    from megatron_native.training.qualify import session
+
+    load = session.load_weights
+
+    def load_badly(folder: Path, model: Any) -> None:
+        load(folder, model)
+        master = next(iter(_masters(model.optimizer)))[2].detach().view(-1)
+        master[7] = torch.nextafter(master[7], torch.tensor(10.0))
+
+    patch.setattr(session, "load_weights", load_badly)
+
+
+def other_source(patch: pytest.MonkeyPatch) -> None:
+    """The Hugging Face folder is not what was imported, by one bit."""
+    from safetensors.torch import load_file, save_file
+
+    from megatron_native.training.qualify import trial_files
+
+    make = trial_files.make_trial_files
+
+    def make_and_change(folder: Path, *given: Any) -> None:
+        make(folder, *given)
+        tensors = load_file(folder / "hf" / "model.safetensors")
+        tensors["model.norm.weight"].view(dtype=__import__("torch").int16)[0] ^= 1
+        save_file(tensors, folder / "hf" / "model.safetensors", {"format": "pt"})
+
+    patch.setattr(trial_files, "make_trial_files", make_and_change)
+
+
+def stale_weights(patch: pytest.MonkeyPatch) -> None:
+    """Parameters are not gathered when that is left to overlap with the forward pass."""
+    from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as Group
+
+    patch.setattr(Group, "start_param_sync", lambda self, *_, **__: setattr(self, "param_gather_dispatched", True))
+    patch.setattr(Group, "finish_param_sync", lambda self, *_, **__: None)
+
+
+def wrong_reduction(patch: pytest.MonkeyPatch) -> None:
+    """With overlap every micro-batch's gradients are reduced, and those before with them again."""
+    from contextlib import nullcontext
+
+    from megatron.core.distributed import DistributedDataParallel
+
+    patch.setattr(DistributedDataParallel, "no_sync", lambda self: nullcontext())
+
+
+def lost_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    """What the killed run had saved is gone."""
+    from megatron_native.training.qualify import resume
+
+    beside = resume._run_beside
+
+    def lose(runs: Any, platform: Any, die_at: int = 0) -> list[int]:
+        codes = beside(runs, platform, die_at)
+        if die_at:
+            shutil.rmtree(runs[0].run_dir / "checkpoints")
+        return codes
+
+    patch.setattr(resume, "_run_beside", lose)
+
+
+def forgotten_setting(patch: pytest.MonkeyPatch) -> None:
+    """The resumed run goes on with another momentum."""
+    from megatron_native.training.qualify import resume
+
+    beside = resume._run_beside
+
+    def forget(runs: Any, platform: Any, die_at: int = 0) -> list[int]:
+        if not die_at:
+            adam = runs[1].optimizer.model_copy(update={"adam_beta1": 0.5})
+            runs = [runs[0], runs[1].model_copy(update={"optimizer": adam})]
+        return beside(runs, platform, die_at)
+
+    patch.setattr(resume, "_run_beside", forget)
+
+
+FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    fault.__name__: fault
+    for fault in (
+        swapped_norms, leaking_attention, wrong_fused_gradients, rounded_master, other_source, stale_weights, wrong_reduction,
+        lost_checkpoint, forgotten_setting,
+    )
+}  # fmt: skip
+
+
+def main(description: Path) -> None:
+    """Climb the rungs of every job; the main rank writes its results."""
+    from megatron_native.config.load import check_run_config
+    from megatron_native.platform import start_platform
+    from megatron_native.training.qualify.ladder import chosen_rungs, climb
+
+    platform = start_platform("cpu")
+    for job in json.loads(description.read_text(encoding="utf-8")):
+        folder = Path(job["output"]).with_suffix("")
+        folder.mkdir(exist_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            if job["fault"]:
+                FAULTS[job["fault"]](patch)
+            run = check_run_config(job["config"], "test")
+            results = climb(run, platform, chosen_rungs(job["rungs"]), folder, lambda _: None)
+        if platform.is_main:
+            Path(job["output"]).write_text(json.dumps([result.as_dict() for result in results]), encoding="utf-8")

@@ -1,0 +1,21 @@
+"""What the plan promised against what was measured: the verdicts, on figures by hand."""
+
+from __future__ import annotations
+
+from megatron_native.training.qualify.cost import judge_memory, judge_speed
+
+GIB = 2**30
+
+
+def test_memory_is_judged_by_the_worst_rank_of_every_stage() -> None:
+    measured = [(0, 20 * GIB), (0, 21 * GIB), (1, 30 * GIB), (1, 30 * GIB)]
+    assert judge_memory(measured, [20 * GIB, 30 * GIB]).verdict == "passed"
+    more = judge_memory([*measured, (0, 24 * GIB)], [20 * GIB, 30 * GIB])
+    assert more.verdict == "failed" and [measure.holds for measure in more.measures] == [False, True]
+    assert judge_memory(measured, [20 * GIB, 40 * GIB]).verdict == "failed", "a plan that is a third too high is wrong too"
+
+
+def test_speed_is_judged_by_the_share_of_the_plan() -> None:
+    assert judge_speed(8192, 1.0, 0.8).verdict == "passed"
+    slow = judge_speed(8192, 2.0, 1.0)
+    assert slow.verdict == "failed" and slow.message == "4,096 tokens/s/GPU, planned 8,192"
