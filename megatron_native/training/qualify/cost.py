@@ -60,7 +60,7 @@ def speed(task: Task) -> RungResult:
         return not_run("speed", f"the plan knows no GPU like {torch.cuda.get_device_name()}")
     slowest = torch.tensor(seconds, device=task.platform.device)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-    tokens = task.run.training.global_batch_size * task.run.data.seq_length / task.platform.world_size
+    tokens = task.overlapped.training.global_batch_size * task.overlapped.data.seq_length / task.platform.world_size
     return judge_speed(tokens, float(slowest), planned["step_seconds"])
 
 
@@ -72,9 +72,9 @@ def judge_speed(tokens: float, measured: float, planned: float) -> RungResult:
 
 def _timed_steps(task: Task) -> tuple[float, int, int]:
     """Seconds a step, peak bytes of a step after the first ones, and this rank's pipeline stage."""
-    with built(task.run, task.platform) as one:
+    with built(task.overlapped, task.platform) as one:
         copies = parallel_state.get_data_parallel_world_size()
-        batches = random_micro_batches(one, task.run.training.global_batch_size // copies)
+        batches = random_micro_batches(one, task.overlapped.training.global_batch_size // copies)
         for chunk in one.model.chunks:
             chunk.train()
         started = 0.0
@@ -94,7 +94,7 @@ def _plan(task: Task) -> dict[str, Any] | str:
     """The plan of the slice's run, or why there is none; made by a process without devices, as it is on a laptop. Collective."""
     found: list[dict[str, Any] | str] = [""]
     if task.platform.is_main:
-        run = with_sections(task.run, "planned")
+        run = with_sections(task.overlapped, "planned")
         path = task.folder / "planned.yaml"
         path.write_text(dump_run_config(run), encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}

@@ -62,7 +62,7 @@ def chosen_rungs(names: str | None) -> tuple[Rung, ...]:
 
 
 def why_not(rung: Rung, run: RunConfig, platform: str, world_size: int) -> str | None:
-    """Why a rung can't be climbed here, None where it can; `run` is the slice's."""
+    """Why a rung can't be climbed here, None where it can; `run` is the slice's, overlapped."""
     if rung.cuda and platform != "cuda":
         return "CUDA only"
     parallel = run.parallel
@@ -93,8 +93,8 @@ def climb(
     from megatron_native.training.shape import read_model
 
     model = read_model(run)
-    short = trial_run(run, model, platform.world_size, folder, platform.name)
-    possible = [rung for rung in rungs if why_not(rung, short, platform.name, platform.world_size) is None]
+    short, overlapped = (trial_run(run, model, platform.world_size, folder, platform.name, overlap=on) for on in (False, True))
+    possible = [rung for rung in rungs if why_not(rung, overlapped, platform.name, platform.world_size) is None]
     if possible:
         import torch
 
@@ -103,10 +103,10 @@ def climb(
         dtype = torch.float32 if short.training.precision == "fp32" else torch.bfloat16
         make_trial_files(folder, shape, dtype, tokens, platform)
     own = own_run(run, folder, platform.world_size) if runs_own_checkpoint(run, platform.world_size) else None
-    task = Task(short, own, folder, platform)
+    task = Task(short, overlapped, own, folder, platform)
     results = []
     for rung in rungs:
-        reason, started = why_not(rung, short, platform.name, platform.world_size), time.monotonic()
+        reason, started = why_not(rung, overlapped, platform.name, platform.world_size), time.monotonic()
         result = not_run(rung.name, reason) if reason is not None else _climb_one(rung, task)
         results.append(of_world(result, platform.world_size, time.monotonic() - started))
         report(results[-1])

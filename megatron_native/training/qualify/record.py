@@ -63,7 +63,7 @@ def machine_key(platform: Platform) -> MachineKey:
     if platform.name == "cuda":
         import torch
 
-        gpu, driver = torch.cuda.get_device_name(platform.device), _driver_version()
+        gpu, driver = torch.cuda.get_device_name(platform.device), driver_version()
     import torch
 
     return MachineKey(
@@ -72,7 +72,7 @@ def machine_key(platform: Platform) -> MachineKey:
     )  # fmt: skip
 
 
-def _driver_version() -> str:
+def driver_version() -> str:
     try:
         found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", _DRIVER_FILE.read_text(encoding="utf-8"))
     except OSError:

@@ -14,7 +14,9 @@ class Task:
     """Everything that a rung needs."""
 
     run: RunConfig
-    """A short run of the slice."""
+    """A short run of the slice, without overlaps."""
+    overlapped: RunConfig
+    """The same with the overlaps that the run asks for."""
     own: RunConfig | None
     """The run that is to be qualified, where its own checkpoint can be looked at here."""
     folder: Path

@@ -17,6 +17,9 @@ from megatron_native.config.run import RunConfig
 STEPS = 6
 """Steps of every short run of the ladder."""
 
+NO_OVERLAP = {"overlap_grad_reduce": False, "overlap_param_gather": False, "tp_comm_overlap": False}
+"""What overlaps by a setting, switched off."""
+
 _LAYERS = 4
 _TOY = {"kv_channels": 16, "groups": 2, "heads_a_group": 4, "vocab_size": 512, "seq_length": 64}
 _LONGEST = 4096
@@ -81,14 +84,16 @@ def trial_run(
     world_size: int,
     folder: Path,
     platform: Literal["cpu", "cuda"],
-    **sections: dict[str, Any],
+    overlap: bool = False,
 ) -> RunConfig:
     """The configuration of a short run of the slice over `world_size` processes; its files lie in `folder`.
 
-    Layout, precision, optimizer and data settings are the run's, but for FP8, which is BF16 here (a rung compares the two).
-    `sections` update sections of it.
+    Layout, precision, optimizer and data settings are the run's, but for FP8, which is BF16 here (a rung compares the two), and
+    for overlaps, which are off unless `overlap` says that they are the run's.
     """
     parallel = trial_parallel(run.parallel, world_size)
+    if not overlap:
+        parallel = parallel.model_copy(update=NO_OVERLAP)
     copies = world_size // (
         parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     )
@@ -127,8 +132,6 @@ def trial_run(
         "logging": {"tensorboard": False},
         "environment": run.environment,
     }
-    for name, values in sections.items():
-        settings[name] = {**settings[name], **values}
     return RunConfig.model_validate(settings)
 
 
@@ -153,4 +156,5 @@ def own_run(run: RunConfig, folder: Path, world_size: int) -> RunConfig:
         "precision": "bf16" if run.training.precision == "fp8" else run.training.precision,
     }
     settings["optimizer"] |= {"warmup_steps": 0}
+    settings["parallel"] |= NO_OVERLAP
     return RunConfig.model_validate(settings)

@@ -84,17 +84,35 @@ def stale_weights(patch: pytest.MonkeyPatch) -> None:
     """Parameters are not gathered when that is left to overlap with the forward pass."""
     from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as Group
 
-    patch.setattr(Group, "start_param_sync", lambda self, *_, **__: setattr(self, "param_gather_dispatched", True))
-    patch.setattr(Group, "finish_param_sync", lambda self, *_, **__: None)
+    start, finish = Group.start_param_sync, Group.finish_param_sync
+
+    def starts(self: Any, *given: Any, **named: Any) -> None:
+        if self.ddp_config.overlap_param_gather:
+            self.param_gather_dispatched = True
+        else:
+            start(self, *given, **named)
+
+    def finishes(self: Any, *given: Any, **named: Any) -> None:
+        if not self.ddp_config.overlap_param_gather:
+            finish(self, *given, **named)
+
+    patch.setattr(Group, "start_param_sync", starts)
+    patch.setattr(Group, "finish_param_sync", finishes)
 
 
-def wrong_reduction(patch: pytest.MonkeyPatch) -> None:
-    """With overlap every micro-batch's gradients are reduced, and those before with them again."""
-    from contextlib import nullcontext
+def early_reduction(patch: pytest.MonkeyPatch) -> None:
+    """With overlap gradients are reduced when the first of a bucket is there, and not the last."""
+    from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as Group
 
-    from megatron.core.distributed import DistributedDataParallel
+    register = Group.register_grad_ready
 
-    patch.setattr(DistributedDataParallel, "no_sync", lambda self: nullcontext())
+    def early(self: Any, *given: Any, **named: Any) -> None:
+        if self.is_first_batch:
+            register(self, *given, **named)
+        elif self.grad_reduce_handle is None:
+            self.start_grad_sync()
+
+    patch.setattr(Group, "register_grad_ready", early)
 
 
 def lost_checkpoint(patch: pytest.MonkeyPatch) -> None:
@@ -113,14 +131,14 @@ def lost_checkpoint(patch: pytest.MonkeyPatch) -> None:
 
 
 def forgotten_setting(patch: pytest.MonkeyPatch) -> None:
-    """The resumed run goes on with another momentum."""
+    """The resumed run goes on with another learning rate."""
     from megatron_native.training.qualify import resume
 
     beside = resume._run_beside
 
     def forget(runs: Any, platform: Any, die_at: int = 0) -> list[int]:
         if not die_at:
-            adam = runs[1].optimizer.model_copy(update={"adam_beta1": 0.5})
+            adam = runs[1].optimizer.model_copy(update={"lr": 1.1 * runs[1].optimizer.lr})
             runs = [runs[0], runs[1].model_copy(update={"optimizer": adam})]
         return beside(runs, platform, die_at)
 
@@ -130,7 +148,7 @@ def forgotten_setting(patch: pytest.MonkeyPatch) -> None:
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     fault.__name__: fault
     for fault in (
-        swapped_norms, leaking_attention, wrong_fused_gradients, rounded_master, other_source, stale_weights, wrong_reduction,
+        swapped_norms, leaking_attention, wrong_fused_gradients, rounded_master, other_source, stale_weights, early_reduction,
         lost_checkpoint, forgotten_setting,
     )
 }  # fmt: skip

@@ -20,7 +20,7 @@ FAULTS = {
     "rounded_master": ("masters", 1),
     "other_source": ("masters", 1),
     "stale_weights": ("overlaps", 2),
-    "wrong_reduction": ("overlaps", 2),
+    "early_reduction": ("overlaps", 2),
     "lost_checkpoint": ("resume", 1),
     "forgotten_setting": ("resume", 1),
 }

@@ -11,7 +11,7 @@ from megatron_native.config.layout import check_layout
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.training.qualify.ladder import RUNGS, chosen_rungs, why_not
-from megatron_native.training.qualify.trial import own_run, runs_own_checkpoint, trial_model, trial_parallel, trial_run
+from megatron_native.training.qualify.trial import NO_OVERLAP, own_run, runs_own_checkpoint, trial_model, trial_parallel, trial_run
 
 TP, PP, VPP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"
 LLAMA3_70B = ModelConfig(
@@ -49,7 +49,7 @@ def test_the_slice_is_a_possible_run(platform: Any, world_size: int) -> None:
     short = trial_run(run_of(), LLAMA3_70B, world_size, Path("folder"), platform)
     model = trial_model(LLAMA3_70B, short.parallel, platform)
     check_layout(short, model, world_size)
-    assert short.training.precision == "bf16", "FP8 is a rung of its own"
+    assert short.training.precision == "bf16" and not short.parallel.overlap_grad_reduce, "rungs of their own"
     assert model.num_layers >= 4 and model.num_attention_heads // model.num_query_groups > 1
     if platform == "cuda":
         assert model.model_copy(update={"num_layers": 80}) == LLAMA3_70B
@@ -63,19 +63,19 @@ def test_its_own_checkpoint_is_looked_at_where_its_layout_fits(tmp_path: Path) -
     small = run_of(parallel={TP: 4})
     assert runs_own_checkpoint(small, 8)
     own = own_run(small, tmp_path, 8)
-    assert own.model == small.model and own.parallel == small.parallel and own.run_dir == tmp_path / "own"
+    assert own.model == small.model and own.parallel == small.parallel.model_copy(update=NO_OVERLAP) and own.run_dir == tmp_path / "own"
     check_layout(own, LLAMA3_70B, 8)
 
 
 def test_what_cannot_be_tried_says_why() -> None:
     overlaps, fp8, memory = (next(rung for rung in RUNGS if rung.name == name) for name in ("overlaps", "fp8", "memory"))
-    alone = trial_run(run_of(), LLAMA3_70B, 1, Path("folder"), "cpu")
+    alone = trial_run(run_of(), LLAMA3_70B, 1, Path("folder"), "cpu", overlap=True)
     assert "--nproc" in str(why_not(overlaps, alone, "cpu", 1))
     assert why_not(memory, alone, "cpu", 1) == "CUDA only" and why_not(memory, alone, "cuda", 1) is None
     assert why_not(fp8, alone, "cpu", 1) is None
     plain = trial_run(run_of(training={"steps": 1, "global_batch_size": 1, "precision": "fp32"}), LLAMA3_70B, 1, Path("f"), "cpu")
     assert why_not(fp8, plain, "cpu", 1) == "the run is FP32"
-    eight = trial_run(run_of(), LLAMA3_70B, 8, Path("folder"), "cuda")
+    eight = trial_run(run_of(), LLAMA3_70B, 8, Path("folder"), "cuda", overlap=True)
     assert why_not(overlaps, eight, "cuda", 8) is None
 
 
