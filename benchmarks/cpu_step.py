@@ -1,4 +1,4 @@
-"""The guard against waste: a step of SmolLM2-135M through megatron-core beside the same step in plain `transformers`, on the CPU.
+"""The guard against waste: a SmolLM2-135M step on the CPU through megatron-core, beside the same step in plain `transformers`.
 
     python benchmarks/cpu_step.py [--rounds 9] [--precision fp32 ...] [--seq-length 512] [--micro-batch-size 2] [--profile]
 
@@ -111,7 +111,11 @@ class Worker:
     """A process that does a step when it is told to."""
 
     def __init__(self, job: dict[str, Any], profile: bool) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        }
         command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(job)]
         self.process = subprocess.Popen(
             command + ["--profile"] * profile, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

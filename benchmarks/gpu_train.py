@@ -1,13 +1,14 @@
-"""Training speed on one GPU: slices of LLaMA3-8B and LLaMA3-70B beside plain `transformers` and beside the GPU's matrix products.
+"""Training speed on one GPU: slices of LLaMA3-8B and 70B beside plain `transformers` and beside the GPU's matrix products.
 
     python benchmarks/gpu_train.py [--minutes 7.5] [--models llama3-8b ...] [--seq-lengths 8192 4096] [--output FOLDER]
     python benchmarks/gpu_train.py --toy            toy sizes on the CPU: does everything work? The figures say nothing
 
-A slice has the model's true widths and vocabulary, and as many layers as fit. Tokens and weights are random; no file is needed.
-A step is forward, backward, gradient norm, clipping and AdamW. Ours is the trainer's own path (micro-batch, megatron-core's
-schedule, FP32 gradients and masters, `apply_update`), with Transformer Engine's layers where it can be imported, in BF16 and FP8,
-and with plain torch's; "packed" has the document masks of production. Theirs is `LlamaForCausalLM` in BF16 with scaled dot product
-attention, fused AdamW on BF16 weights (no masters, so less work), as it is and under `torch.compile`.
+A slice has the model's true widths and vocabulary, and as many layers as fit. Tokens and weights are random; no file is
+needed. A step is forward, backward, gradient norm, clipping and AdamW. Ours is the trainer's own path (micro-batch,
+megatron-core's schedule, FP32 gradients and masters, `apply_update`), with Transformer Engine's layers where it can be
+imported, in BF16 and FP8, and with plain torch's; "packed" has the document masks of production. Theirs is `LlamaForCausalLM`
+in BF16 with scaled dot product attention and fused AdamW on BF16 weights (no masters, so less work), as it is and under
+`torch.compile`.
 
 The matrix products are measured in the same run: 8,192³, in BF16, and in FP8 by `torch._scaled_mm`. "Share" is model TFLOP/s in
 the causal convention over the BF16 rate, "share FP8" over the FP8 rate. The formula is printed with the table.
@@ -40,8 +41,10 @@ LLAMA3: dict[str, Any] = {
     "eos_token_id": 128001, "hidden_act": "silu",
 }  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
-    "llama3-8b": {**LLAMA3, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
-    "llama3-70b": {**LLAMA3, "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8},
+    "llama3-8b": {**LLAMA3, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
+                  "num_key_value_heads": 8},
+    "llama3-70b": {**LLAMA3, "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64,
+                   "num_key_value_heads": 8},
     "toy": {**LLAMA3, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4,
             "num_key_value_heads": 2},
 }  # fmt: skip
@@ -80,7 +83,10 @@ def fitting_layers(model: str, memory_bytes: int, tokens: int) -> int:
     hidden, feed = shape["hidden_size"], shape["intermediate_size"]
     kept_a_layer = tokens * (20 * hidden + 8 * feed)
     logits = 12 * tokens * shape["vocab_size"]
-    while layers > 1 and parameters(shape, layers) * BYTES_A_PARAMETER + layers * kept_a_layer + logits > 0.85 * memory_bytes:
+    while (
+        layers > 1
+        and parameters(shape, layers) * BYTES_A_PARAMETER + layers * kept_a_layer + logits > 0.85 * memory_bytes
+    ):
         layers -= 1
     return layers
 
@@ -113,7 +119,9 @@ def parts(models: list[str], lengths: list[int], engine: bool, toy: bool) -> lis
                     {"side": "ours", "spec": "transformer_engine", "precision": "bf16", "packed": True},
                     *ours,
                 ]
-            theirs = [{"side": "transformers", "precision": "bf16", "compiled": compiled} for compiled in (False, not toy)]
+            theirs = [
+                {"side": "transformers", "precision": "bf16", "compiled": compiled} for compiled in (False, not toy)
+            ]
             jobs += [{**same, **job} for job in (*ours, *(theirs[:1] if toy else theirs))]
     return jobs
 
@@ -133,12 +141,14 @@ def main() -> None:
     keep(arguments.output, here, rows)
     layers: dict[tuple[str, int], tuple[int, int, str]] = {}
     lengths = [32, 16] if arguments.toy else arguments.seq_lengths
-    for job in parts(["toy"] if arguments.toy else arguments.models, lengths, here["transformer_engine"] is not None, arguments.toy):
+    models = ["toy"] if arguments.toy else arguments.models
+    for job in parts(models, lengths, here["transformer_engine"] is not None, arguments.toy):
         place = (job["model"], job["seq_length"])
         if place not in layers:
             tokens = job["micro_batch_size"] * job["seq_length"]
             layers[place] = (fitting_layers(job["model"], here["memory_bytes"], tokens), job["micro_batch_size"], "")
-        fitting: dict[str, Any] | None = dict(zip(("layers", "micro_batch_size", "note"), layers[place])) | {"toy": arguments.toy}
+        names = ("layers", "micro_batch_size", "note")
+        fitting: dict[str, Any] | None = {**dict(zip(names, layers[place])), "toy": arguments.toy}
         result: dict[str, Any] = {}
         while fitting is not None:
             result = run_part({**job, **fitting}, deadline)
@@ -273,7 +283,9 @@ def measure_matmul(toy: bool) -> dict[str, Any]:
         left, right = one.to(torch.float8_e4m3fn), other.to(torch.float8_e4m3fn).t()
         scale = torch.ones((), device=device)
         with contextlib.suppress(RuntimeError, AttributeError, TypeError):
-            fp8 = rate_of(lambda: torch._scaled_mm(left, right, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16), size)
+            fp8 = rate_of(
+                lambda: torch._scaled_mm(left, right, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16), size
+            )
     versions = software_versions(("torch", "megatron-core", "transformer-engine", "transformers"))
     return {
         "gpu": torch.cuda.get_device_name() if cuda else None, "driver": driver_version() if cuda else None,
@@ -333,7 +345,9 @@ def our_step(job: dict[str, Any], folder: Path) -> Callable[[], float]:
         chunk.train()
     ids = torch.randint(0, shape.vocab_size, (batch, length + 1), device=platform.device)
     tokens = ids[:, :-1].contiguous()
-    micro = MicroBatch(tokens, ids[:, 1:].contiguous(), torch.ones(tokens.shape, device=platform.device), positions_of(tokens))
+    micro = MicroBatch(
+        tokens, ids[:, 1:].contiguous(), torch.ones(tokens.shape, device=platform.device), positions_of(tokens)
+    )
     if job.get("packed"):  # four documents a sequence
         micro = pack(micro, np.full(4 * batch, length // 4))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "Check on one node what a run asks of its GPUs, rung by rung, and keep the record that a start at scale wants."
+SUMMARY = (
+    "Check on one node what a run asks of its GPUs, rung by rung, and keep the record that a start at scale wants."
+)
 EXAMPLES = """\
   megatron-native qualify --config run.yaml                       one GPU, or the CPU
   megatron-native qualify --config run.yaml --nproc 8             a node
@@ -24,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start N processes on this machine with torchrun; without it this process is one rank (torchrun's, or alone)",
     )  # fmt: skip
     parser.add_argument("--rungs", metavar="A,B", help="only these rungs (all)")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="where the record is kept (a file in the user's cache)")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="where the record is kept (a file in the user's cache)"
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON on stdout, the table on stderr")
     parser.add_argument("--keep", action="store_true", help="keep the files of the ladder's runs, in run_dir")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override the file's")

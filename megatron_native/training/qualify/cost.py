@@ -31,7 +31,7 @@ WARM_UP, TIMED = 3, 10
 
 def memory(task: Task) -> RungResult:
     """The peak of allocated memory in a step of every pipeline stage against the plan's."""
-    seconds, peak, stage = _timed_steps(task)
+    _, peak, stage = _timed_steps(task)
     planned = _plan(task)
     if isinstance(planned, str):
         return not_run("memory", planned)
@@ -91,7 +91,7 @@ def _timed_steps(task: Task) -> tuple[float, int, int]:
 
 
 def _plan(task: Task) -> dict[str, Any] | str:
-    """The plan of the slice's run, or why there is none; made by a process without devices, as it is on a laptop. Collective."""
+    """The plan of the slice's run, or why there is none; made by a process without devices, as on a laptop. Collective."""
     found: list[dict[str, Any] | str] = [""]
     if task.platform.is_main:
         run = with_sections(task.overlapped, "planned")
@@ -102,9 +102,8 @@ def _plan(task: Task) -> dict[str, Any] | str:
             environment.pop(name, None)
         environment["CUDA_VISIBLE_DEVICES"] = ""
         gpu = torch.cuda.get_device_name(task.platform.device)
-        command = [
-            sys.executable, "-m", "megatron_native.training.qualify.plan_process", str(path), str(task.platform.world_size), gpu,
-        ]  # fmt: skip
+        module = "megatron_native.training.qualify.plan_process"
+        command = [sys.executable, "-m", module, str(path), str(task.platform.world_size), gpu]
         answer = subprocess.run(command, env=with_this_package(environment), capture_output=True, text=True)
         lines = [line for line in answer.stdout.splitlines() if line.startswith("{")]
         if answer.returncode == 0 and lines:

@@ -71,7 +71,8 @@ def why_not(rung: Rung, run: RunConfig, platform: str, world_size: int) -> str |
             parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
         )
         if copies < 2 and not (platform == "cuda" and parallel.tp_comm_overlap):
-            return f"nothing to overlap on {world_size} process(es) at TP {parallel.tensor_model_parallel_size}: start more (--nproc)"
+            tp = parallel.tensor_model_parallel_size
+            return f"nothing to overlap on {world_size} process(es) at TP {tp}: start more (--nproc)"
     if rung.name == "fp8" and run.training.precision == "fp32":
         return "the run is FP32"
     return None
@@ -93,7 +94,9 @@ def climb(
     from megatron_native.training.shape import read_model
 
     model = read_model(run)
-    short, overlapped = (trial_run(run, model, platform.world_size, folder, platform.name, overlap=on) for on in (False, True))
+    short, overlapped = (
+        trial_run(run, model, platform.world_size, folder, platform.name, overlap=on) for on in (False, True)
+    )
     possible = [rung for rung in rungs if why_not(rung, overlapped, platform.name, platform.world_size) is None]
     if possible:
         import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch.distributed as dist
@@ -14,7 +15,6 @@ from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
 from megatron_native.training.boundaries import TOLERANCE, assert_boundaries
 from megatron_native.training.import_gate import TOLERANCES, check_masters, compare_running
-from megatron_native.training.qualify.task import Task
 from megatron_native.training.qualify.session import (
     Built,
     GradientComparison,
@@ -24,6 +24,7 @@ from megatron_native.training.qualify.session import (
     random_micro_batches,
     train,
 )
+from megatron_native.training.qualify.task import Task
 from megatron_native.training.qualify.verdict import Measure, RungResult, judged, not_run
 from megatron_native.training.step import compute_gradients
 
@@ -32,8 +33,7 @@ OVERLAP_LIMITS = {"fp32": 1e-5, "bf16": 1e-2}
 FUSED_LIMIT = 2e-2
 """Relative error of a parameter's gradient: megatron-core's fused kernel rounds the gradient of logits to BF16 (2⁻⁹)."""
 FP8_LOSS_LIMIT = 5e-2
-"""Relative difference of a step's loss, FP8 against BF16. Megatron-LM's own curves differ by less than 1 %; six steps of a slice
-with random weights scatter more."""
+"""Relative difference of a step's loss, FP8 against BF16, over a few steps of a slice with random weights."""
 FP8_COSINE_LIMIT = 0.9
 """Cosine of FP8's and BF16's gradients, all parameters as one vector."""
 
@@ -44,7 +44,9 @@ def logits(task: Task) -> RungResult:
     assert run.model.checkpoint is not None
     path = run.model.checkpoint / layout.REFERENCE_LOGITS_FILE
     if not path.is_file():
-        return not_run("logits", f"{run.model.checkpoint} has no {layout.REFERENCE_LOGITS_FILE}: import the model again")
+        return not_run(
+            "logits", f"{run.model.checkpoint} has no {layout.REFERENCE_LOGITS_FILE}: import the model again"
+        )
     references = load_reference_logits(path)
     with built(run, task.platform) as one:
         figures = compare_running(one.model, references, task.platform.device)
@@ -59,7 +61,9 @@ def logits(task: Task) -> RungResult:
         Measure("mean KL", divergence, limits.mean_kl),
         Measure("top-1 agreement", 1 - disagreement, limits.top1_agreement, at_least=True),
     ]
-    return judged("logits", measures, f"{spec} layers in {run.training.precision}, {len(references)} texts, {task.weights}")
+    return judged(
+        "logits", measures, f"{spec} layers in {run.training.precision}, {len(references)} texts, {task.weights}"
+    )
 
 
 def boundaries(task: Task) -> RungResult:
@@ -137,7 +141,8 @@ def overlaps(task: Task) -> RungResult:
         Measure("max relative error of a gradient", comparison.worst, limit),
         Measure(f"max relative Δ loss of {len(curves['off'])} steps", _worst(curves["on"], curves["off"]), limit),
     ]
-    return judged("overlaps", measures, f"{', '.join(name for name, value in on.items() if value)}; worst: {comparison.parameter}")
+    tried = ", ".join(name for name, value in on.items() if value)
+    return judged("overlaps", measures, f"{tried}; worst: {comparison.parameter}")
 
 
 def fp8(task: Task) -> RungResult:
@@ -150,7 +155,9 @@ def fp8(task: Task) -> RungResult:
         Measure("cosine of gradients", comparison.cosine, FP8_COSINE_LIMIT, at_least=True),
         Measure("steps whose loss FP8 changes", different, 1, at_least=True),
     ]
-    how = "Transformer Engine" if task.platform.name == "cuda" else "emulated on the CPU: says nothing of a GPU's kernels"
+    how = (
+        "Transformer Engine" if task.platform.name == "cuda" else "emulated on the CPU: says nothing of a GPU's kernels"
+    )
     return judged("fp8", measures, f"recipe {task.run.fp8.recipe}, {how}; worst: {comparison.parameter}")
 
 
@@ -178,7 +185,7 @@ def _gradients(one: Built) -> tuple[dict[str, Tensor], float]:
     return gradients_of(one.model), result.loss
 
 
-def with_sections(run: RunConfig, name: str, **sections: dict[str, object]) -> RunConfig:
+def with_sections(run: RunConfig, name: str, **sections: Mapping[str, object]) -> RunConfig:
     """A run of its own folder with sections changed."""
     settings = run.model_dump()
     settings["run_dir"] = run.run_dir.parent / name

@@ -51,8 +51,8 @@ class MachineKey:
 
     def __str__(self) -> str:
         return (
-            f"{self.gpu}, driver {self.driver}, torch {self.torch}, Transformer Engine {self.transformer_engine}, megatron-core "
-            f"{self.megatron_core}"
+            f"{self.gpu}, driver {self.driver}, torch {self.torch}, Transformer Engine {self.transformer_engine}, "
+            f"megatron-core {self.megatron_core}"
         )
 
 
@@ -73,6 +73,7 @@ def machine_key(platform: Platform) -> MachineKey:
 
 
 def driver_version() -> str:
+    """NVIDIA's driver, as the kernel says it; `unknown` where it does not."""
     try:
         found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", _DRIVER_FILE.read_text(encoding="utf-8"))
     except OSError:
@@ -100,7 +101,9 @@ def read_record(path: Path, key: MachineKey) -> dict[str, Any] | None:
     return record
 
 
-def update_record(path: Path, key: MachineKey, results: Sequence[RungResult], about: Mapping[str, Any]) -> dict[str, Any]:
+def update_record(
+    path: Path, key: MachineKey, results: Sequence[RungResult], about: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write what was found into the record of the key; what another machine left there is replaced.
 
     A rung that did not run now keeps its earlier verdict.
@@ -129,7 +132,7 @@ def needed_rungs(run: RunConfig, platform: str, world_size: int, local_world_siz
     """The rungs that a run needs passed before it starts, each with the setting that asks for it; none on a small scale."""
     if platform != "cuda" or (world_size <= SCALE and world_size <= local_world_size):
         return {}
-    needed = {}
+    needed: dict[str, str] = {}
     if run.training.precision == "fp8":
         needed |= dict.fromkeys(("logits", "masters", "fp8"), "training.precision fp8")
     parallel = run.parallel
@@ -148,9 +151,9 @@ def refusal(needed: Mapping[str, str], record: Mapping[str, Any] | None, key: Ma
     settings = ", ".join(dict.fromkeys(lacking.values()))
     names = ", ".join(f"{name} ({rungs[name]['verdict']})" if name in rungs else name for name in lacking)
     return (
-        f"{settings} on more than one node or more than {SCALE} GPUs wants a machine that has passed qualify, and {path} has no "
-        f"passed rung {names} for {key}. Run `megatron-native qualify --config run.yaml --nproc 8` on one such node (about ten "
-        f"minutes), or start with --unqualified (or {UNQUALIFIED_VARIABLE}=1) to go without."
+        f"{settings} on more than one node or more than {SCALE} GPUs wants a machine that has passed qualify, and {path} has "
+        f"no passed rung {names} for {key}. Run `megatron-native qualify --config run.yaml --nproc 8` on one such node "
+        f"(meant to take ten minutes), or start with --unqualified (or {UNQUALIFIED_VARIABLE}=1) to go without."
     )
 
 

@@ -35,7 +35,7 @@ _TIMEOUT_SECONDS = 900
 
 def resume(task: Task) -> RungResult:
     """Save, kill, resume."""
-    changes = {"training": {"mode": "exact"}, "checkpointing": {"save_interval": SAVE_AT}}
+    changes: dict[str, dict[str, object]] = {"training": {"mode": "exact"}, "checkpointing": {"save_interval": SAVE_AT}}
     undisturbed, killed = (with_sections(task.run, f"resume-{name}", **changes) for name in ("undisturbed", "killed"))
     died = _run_beside([killed], task.platform, die_at=DIE_AT)
     lost = max(losses_of(killed.run_dir), default=0)
@@ -44,7 +44,9 @@ def resume(task: Task) -> RungResult:
     resumed = _resumed_at(killed.run_dir)
     different = sum(found.get(step) != loss for step, loss in expected.items())
     measures = [
-        Measure("processes killed", sum(code == -signal.SIGKILL for code in died), task.platform.world_size, at_least=True),
+        Measure(
+            "processes killed", sum(code == -signal.SIGKILL for code in died), task.platform.world_size, at_least=True
+        ),
         Measure("processes that failed", sum(code != 0 for code in ended), 0),
         Measure("step resumed from", resumed, SAVE_AT, at_least=True),
         Measure("steps of the undisturbed run", len(expected), STEPS, at_least=True),

@@ -15,7 +15,12 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_native.config.megatron import has_nvidia_apex, has_transformer_engine, megatron_configs, resolve_layer_spec
+from megatron_native.config.megatron import (
+    has_nvidia_apex,
+    has_transformer_engine,
+    megatron_configs,
+    resolve_layer_spec,
+)
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.platform import Platform, seed_everything
@@ -156,9 +161,7 @@ def compare_gradients(found: Mapping[str, Tensor], expected: Mapping[str, Tensor
     whole = math.fsum(values[1] for values in total.values())
     if not whole > 0:
         return GradientComparison(math.nan, "all, which are zero", math.nan)
-    relative = {
-        name: math.sqrt(values[0] / max(values[1], _NEGLIGIBLE**2 * whole)) for name, values in total.items()
-    }
+    relative = {name: math.sqrt(values[0] / max(values[1], _NEGLIGIBLE**2 * whole)) for name, values in total.items()}
     worst = max(relative, key=lambda name: math.inf if math.isnan(relative[name]) else relative[name])
     cosine = math.fsum(values[2] for values in total.values()) / math.sqrt(
         whole * max(math.fsum(values[3] for values in total.values()), 1e-300)

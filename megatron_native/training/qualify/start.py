@@ -57,12 +57,16 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         return EXIT_DONE if succeeded and not (folder.path / FAILED_FILE).exists() else EXIT_FAILURE
 
 
-def run_rank(config: Path, overrides: Sequence[str], rungs: str | None, record: Path | None, keep: bool, as_json: bool) -> int:
+def run_rank(
+    config: Path, overrides: Sequence[str], rungs: str | None, record: Path | None, keep: bool, as_json: bool
+) -> int:
     """Be one rank of the ladder (torchrun's environment says which, or the only one); its exit code."""
     return rank_outcome(lambda: _climb(config, overrides, rungs, record, keep, as_json))
 
 
-def _climb(config: Path, overrides: Sequence[str], rungs: str | None, record: Path | None, keep: bool, as_json: bool) -> int:
+def _climb(
+    config: Path, overrides: Sequence[str], rungs: str | None, record: Path | None, keep: bool, as_json: bool
+) -> int:
     run, chosen = load_run_config(config, overrides), chosen_rungs(rungs)
     if record is not None:
         os.environ[RECORD_VARIABLE] = str(record)
@@ -88,7 +92,9 @@ def _climb(config: Path, overrides: Sequence[str], rungs: str | None, record: Pa
         if platform.is_main:
             update_record(record_path(key), key, results, about)
 
-    say(f"qualify: {key if platform.name == 'cuda' else _cpu(key.torch, key.megatron_core)}, {platform.world_size} process(es)")
+    say(
+        f"qualify: {key if platform.name == 'cuda' else _cpu(key.torch, key.megatron_core)}, {platform.world_size} process(es)"
+    )
     folder = _shared_folder(run, platform)
     try:
         climb(run, platform, chosen, folder, report)
@@ -99,7 +105,11 @@ def _climb(config: Path, overrides: Sequence[str], rungs: str | None, record: Pa
     failed = any(result.verdict == "failed" for result in results)
     say(f"{summary(results)}; {record_path(key)}" + (f"; files of the ladder in {folder}" if keep else ""))
     if platform.is_main and as_json:
-        print(json.dumps({"key": vars(key), "rungs": [result.as_dict() for result in results]}, ensure_ascii=False, indent=2))
+        print(
+            json.dumps(
+                {"key": vars(key), "rungs": [result.as_dict() for result in results]}, ensure_ascii=False, indent=2
+            )
+        )
     stop_platform()
     launcher = LaunchFolder.of_environment()
     if launcher is not None:
@@ -119,7 +129,10 @@ def _shared_folder(run: RunConfig, platform: Platform) -> Path:
             run.run_dir.mkdir(parents=True, exist_ok=True)
             found = [tempfile.mkdtemp(prefix="qualify-", dir=run.run_dir.resolve()), None]
         except OSError as error:
-            found = [None, f"run_dir {run.run_dir} can't be written to ({error.strerror}): the ladder puts its files there."]
+            found = [
+                None,
+                f"run_dir {run.run_dir} can't be written to ({error.strerror}): the ladder puts its files there.",
+            ]
     dist.broadcast_object_list(found, src=0)
     if found[0] is None:
         raise UserError(str(found[1]))

@@ -41,7 +41,9 @@ def trial_parallel(wanted: ParallelSection, world_size: int) -> ParallelSection:
             "tensor_model_parallel_size": tp,
             "context_parallel_size": cp,
             "pipeline_model_parallel_size": pp,
-            "virtual_pipeline_model_parallel_size": 2 if wanted.virtual_pipeline_model_parallel_size and pp > 1 else None,
+            "virtual_pipeline_model_parallel_size": 2
+            if wanted.virtual_pipeline_model_parallel_size and pp > 1
+            else None,
             "pipeline_layout": None,
             "num_layers_in_first_pipeline_stage": None,
             "num_layers_in_last_pipeline_stage": None,
@@ -97,7 +99,9 @@ def trial_run(
     copies = world_size // (
         parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     )
-    longest = min(run.data.seq_length, model.max_position_embeddings, _LONGEST if platform == "cuda" else _TOY["seq_length"])
+    longest = min(
+        run.data.seq_length, model.max_position_embeddings, _LONGEST if platform == "cuda" else _TOY["seq_length"]
+    )
     multiple = 2 * parallel.tensor_model_parallel_size * parallel.context_parallel_size
     settings: dict[str, Any] = {
         "run_dir": folder / "run",

@@ -12,7 +12,9 @@ def test_memory_is_judged_by_the_worst_rank_of_every_stage() -> None:
     assert judge_memory(measured, [20 * GIB, 30 * GIB]).verdict == "passed"
     more = judge_memory([*measured, (0, 24 * GIB)], [20 * GIB, 30 * GIB])
     assert more.verdict == "failed" and [measure.holds for measure in more.measures] == [False, True]
-    assert judge_memory(measured, [20 * GIB, 40 * GIB]).verdict == "failed", "a plan that is a third too high is wrong too"
+    assert judge_memory(measured, [20 * GIB, 40 * GIB]).verdict == "failed", (
+        "a plan that is a third too high is wrong too"
+    )
 
 
 def test_speed_is_judged_by_the_share_of_the_plan() -> None:

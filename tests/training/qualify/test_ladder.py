@@ -29,7 +29,12 @@ SOUND = {
     "one": (1, "bf16", {}, "logits,boundaries,cross-entropy,masters,overlaps,resume,memory,speed"),
     "one in FP32": (1, "fp32", {}, "logits,boundaries,cross-entropy,masters,fp8"),
     "two copies": (2, "bf16", {}, "logits,masters,overlaps"),
-    "TP2": (2, "bf16", {"tensor_model_parallel_size": 2, "sequence_parallel": True}, "logits,boundaries,cross-entropy,resume"),
+    "TP2": (
+        2,
+        "bf16",
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "logits,boundaries,cross-entropy,resume",
+    ),
 }
 
 
@@ -40,8 +45,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     prefix = write_token_dataset(folder / "tokens_text_document", seed=3)
     hf = make_tiny_model(folder / "hf", "tied-llama")
 
-    def job(name: str, rungs: str, precision: str, parallel: dict[str, Any], fault: str | None = None) -> dict[str, Any]:
-        config = run_config(folder / f"{name} run", folder, prefix, training={"precision": precision}, parallel=parallel)
+    def job(
+        name: str, rungs: str, precision: str, parallel: dict[str, Any], fault: str | None = None
+    ) -> dict[str, Any]:
+        config = run_config(
+            folder / f"{name} run", folder, prefix, training={"precision": precision}, parallel=parallel
+        )
         config["model"] = {"hf_config": str(hf)}
         return {"config": config, "rungs": rungs, "fault": fault, "output": str(folder / f"{name}.json")}
 

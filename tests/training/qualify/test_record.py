@@ -54,7 +54,14 @@ def test_what_a_run_needs(
 def test_refusal_names_settings_machine_rungs_and_the_command(tmp_path: Path) -> None:
     said = refusal(NEEDED, None, KEY, tmp_path / "record.json")
     assert said is not None
-    for part in ("fp8", "overlap_grad_reduce", "H100", "550.54.15", "megatron-native qualify --config", "--unqualified"):
+    for part in (
+        "fp8",
+        "overlap_grad_reduce",
+        "H100",
+        "550.54.15",
+        "megatron-native qualify --config",
+        "--unqualified",
+    ):
         assert part in said
     assert refusal({}, None, KEY, tmp_path / "record.json") is None
 

@@ -11,7 +11,14 @@ from megatron_native.config.layout import check_layout
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.training.qualify.ladder import RUNGS, chosen_rungs, why_not
-from megatron_native.training.qualify.trial import NO_OVERLAP, own_run, runs_own_checkpoint, trial_model, trial_parallel, trial_run
+from megatron_native.training.qualify.trial import (
+    NO_OVERLAP,
+    own_run,
+    runs_own_checkpoint,
+    trial_model,
+    trial_parallel,
+    trial_run,
+)
 
 TP, PP, VPP = "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size"
 LLAMA3_70B = ModelConfig(
@@ -33,7 +40,8 @@ def run_of(**sections: Any) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "tp", "pp", "copies"), [(1, 1, 1, 1), (2, 2, 1, 1), (4, 4, 1, 1), (8, 4, 1, 2), (16, 4, 2, 2), (64, 4, 8, 2)]
+    ("world_size", "tp", "pp", "copies"),
+    [(1, 1, 1, 1), (2, 2, 1, 1), (4, 4, 1, 1), (8, 4, 1, 2), (16, 4, 2, 2), (64, 4, 8, 2)],
 )
 def test_layouts_shrink_to_the_processes(world_size: int, tp: int, pp: int, copies: int) -> None:
     parallel = trial_parallel(run_of().parallel, world_size)
@@ -63,17 +71,21 @@ def test_its_own_checkpoint_is_looked_at_where_its_layout_fits(tmp_path: Path) -
     small = run_of(parallel={TP: 4})
     assert runs_own_checkpoint(small, 8)
     own = own_run(small, tmp_path, 8)
-    assert own.model == small.model and own.parallel == small.parallel.model_copy(update=NO_OVERLAP) and own.run_dir == tmp_path / "own"
+    assert own.model == small.model and own.run_dir == tmp_path / "own"
+    assert own.parallel == small.parallel.model_copy(update=NO_OVERLAP)
     check_layout(own, LLAMA3_70B, 8)
 
 
 def test_what_cannot_be_tried_says_why() -> None:
-    overlaps, fp8, memory = (next(rung for rung in RUNGS if rung.name == name) for name in ("overlaps", "fp8", "memory"))
+    overlaps, fp8, memory = (
+        next(rung for rung in RUNGS if rung.name == name) for name in ("overlaps", "fp8", "memory")
+    )
     alone = trial_run(run_of(), LLAMA3_70B, 1, Path("folder"), "cpu", overlap=True)
     assert "--nproc" in str(why_not(overlaps, alone, "cpu", 1))
     assert why_not(memory, alone, "cpu", 1) == "CUDA only" and why_not(memory, alone, "cuda", 1) is None
     assert why_not(fp8, alone, "cpu", 1) is None
-    plain = trial_run(run_of(training={"steps": 1, "global_batch_size": 1, "precision": "fp32"}), LLAMA3_70B, 1, Path("f"), "cpu")
+    exact = run_of(training={"steps": 1, "global_batch_size": 1, "precision": "fp32"})
+    plain = trial_run(exact, LLAMA3_70B, 1, Path("folder"), "cpu")
     assert why_not(fp8, plain, "cpu", 1) == "the run is FP32"
     eight = trial_run(run_of(), LLAMA3_70B, 8, Path("folder"), "cuda", overlap=True)
     assert why_not(overlaps, eight, "cuda", 8) is None
