@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
 from megatron_native.platform import Platform
 from megatron_native.training.qualify.task import Task
-from megatron_native.training.qualify.trial import STEPS, own_run, runs_own_checkpoint, trial_model, trial_run
+from megatron_native.training.qualify.trial import STEPS, own_bytes, own_run, runs_own_checkpoint, trial_model, trial_run
 from megatron_native.training.qualify.verdict import RungResult, not_run, of_world
 
 
@@ -105,7 +106,7 @@ def climb(
         tokens = 2 * STEPS * short.training.global_batch_size * short.data.seq_length
         dtype = torch.float32 if short.training.precision == "fp32" else torch.bfloat16
         make_trial_files(folder, shape, dtype, tokens, platform)
-    own = own_run(run, folder, platform.world_size) if runs_own_checkpoint(run, platform.world_size) else None
+    own = own_run(run, folder, platform.world_size) if _sees_own_checkpoint(run, model, platform) else None
     task = Task(short, overlapped, own, folder, platform)
     results = []
     for rung in rungs:
@@ -114,6 +115,26 @@ def climb(
         results.append(of_world(result, platform.world_size, time.monotonic() - started))
         report(results[-1])
     return results
+
+
+def _sees_own_checkpoint(run: RunConfig, model: ModelConfig, platform: Platform) -> bool:
+    """Whether the run's own checkpoint can be looked at here: its layout fits, and so does the model. Collective."""
+    if not runs_own_checkpoint(run, platform.world_size):
+        return False
+    import torch
+    import torch.distributed as dist
+
+    from megatron_native.checkpoint.reference_logits import available_memory
+
+    fits = [True]
+    if platform.is_main:
+        if platform.name == "cuda":
+            there = torch.cuda.get_device_properties(platform.device).total_memory
+        else:
+            there = (available_memory() or 0) // platform.world_size
+        fits = [own_bytes(run, model, platform.world_size) < 0.8 * there]
+    dist.broadcast_object_list(fits, src=0)
+    return fits[0]
 
 
 def _climb_one(rung: Rung, task: Task) -> RungResult:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.parallel import ParallelSection
 from megatron_native.config.run import RunConfig
+from megatron_native.models.families import model_pieces
 
 STEPS = 6
 """Steps of every short run of the ladder."""
@@ -144,6 +145,20 @@ def runs_own_checkpoint(run: RunConfig, world_size: int) -> bool:
     parallel = run.parallel
     size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     return run.model.checkpoint is not None and world_size % size == 0
+
+
+def own_bytes(run: RunConfig, model: ModelConfig, world_size: int) -> int:
+    """About what a rank needs to build the whole model with its optimizer: weights, gradients, its share of the masters' state.
+
+    The largest pipeline stage is taken to have twice its share.
+    """
+    parameters = sum(math.prod(shape) for piece in model_pieces(model) for shape in piece.hf_shapes)
+    parallel = run.parallel
+    split = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    copies = world_size // split if parallel.use_distributed_optimizer else 1
+    stages = 2 if parallel.pipeline_model_parallel_size > 1 else 1
+    weight = 4 if run.training.precision == "fp32" else 2
+    return int(stages * parameters * (weight + 4 + 12 / max(1, copies)) / split)
 
 
 def own_run(run: RunConfig, folder: Path, world_size: int) -> RunConfig:

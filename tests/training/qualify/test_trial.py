@@ -13,6 +13,7 @@ from megatron_native.config.run import RunConfig
 from megatron_native.training.qualify.ladder import RUNGS, chosen_rungs, why_not
 from megatron_native.training.qualify.trial import (
     NO_OVERLAP,
+    own_bytes,
     own_run,
     runs_own_checkpoint,
     trial_model,
@@ -74,6 +75,13 @@ def test_its_own_checkpoint_is_looked_at_where_its_layout_fits(tmp_path: Path) -
     assert own.model == small.model and own.run_dir == tmp_path / "own"
     assert own.parallel == small.parallel.model_copy(update=NO_OVERLAP)
     check_layout(own, LLAMA3_70B, 8)
+
+
+def test_its_own_checkpoint_is_left_alone_where_the_model_is_too_large() -> None:
+    """70.55e9 weights: 2 + 4 bytes and 12 of the optimizer, on one process; with TP4 and 16 copies a quarter of it."""
+    alone = own_bytes(run_of(parallel={}), LLAMA3_70B, 1)
+    assert alone == pytest.approx(18 * 70.55e9, rel=0.001)
+    assert own_bytes(run_of(parallel={TP: 4}), LLAMA3_70B, 64) == pytest.approx((6 + 12 / 16) * 70.55e9 / 4, rel=0.001)
 
 
 def test_what_cannot_be_tried_says_why() -> None:
