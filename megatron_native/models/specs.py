@@ -18,6 +18,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megatron_native.models.fp8_emulation import Fp8ColumnParallelLinear, Fp8RowParallelLinear
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019), computed in FP32 inside torch.
@@ -101,10 +103,11 @@ class TorchCausalAttention(MegatronModule):
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.softmax_scale)
 
 
-def torch_layer_spec() -> ModuleSpec:
+def torch_layer_spec(fp8: bool = False) -> ModuleSpec:
     """One layer of megatron-core's own modules with this file's norm and core attention.
 
-    Its distributed checkpoints have the same keys as the Transformer Engine spec's.
+    Its distributed checkpoints have the same keys as the Transformer Engine spec's. With `fp8` the four linear layers
+    emulate FP8 products.
     """
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 
@@ -112,6 +115,11 @@ def torch_layer_spec() -> ModuleSpec:
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
     spec.submodules.self_attention.submodules.core_attention = TorchCausalAttention
+    if fp8:
+        spec.submodules.self_attention.submodules.linear_qkv = Fp8ColumnParallelLinear
+        spec.submodules.self_attention.submodules.linear_proj = Fp8RowParallelLinear
+        spec.submodules.mlp.submodules.linear_fc1 = Fp8ColumnParallelLinear
+        spec.submodules.mlp.submodules.linear_fc2 = Fp8RowParallelLinear
     return spec
 
 
@@ -126,6 +134,6 @@ def block_spec(
 
         layer, norm = get_gpt_layer_with_transformer_engine_spec(), TENorm
     else:
-        layer, norm = torch_layer_spec(), RMSNorm
+        layer, norm = torch_layer_spec(fp8=config.fp8 is not None), RMSNorm
     layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)

@@ -21,7 +21,7 @@ from megatron_native.errors import UserError
 from megatron_native.training.batches import MicroBatch, pack, positions_of
 from megatron_native.training.step import forward_step, run_schedule
 
-TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3}
+TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3, "fp8": 1e-3}
 """Nats. Another document changes nothing at all where kernels are deterministic; a leak moves losses by a hundredth."""
 
 
@@ -67,7 +67,7 @@ def assert_boundaries(
         chunks: the model chunks as the schedule runs them.
         vocab_size: ids to draw from.
         seq_length: S of the sequence.
-        precision: `fp32` or `bf16`, which decides the tolerance.
+        precision: `fp32`, `bf16` or `fp8` (whose products are to be in BF16 meanwhile), which decides the tolerance.
         device: where the model is.
         keep: False drops the boundaries from the batch, to see that the assertion notices.
 

@@ -29,6 +29,7 @@ from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
 from megatron_native.config.run import CheckpointingSection
 from megatron_native.errors import UserError
+from megatron_native.models.fp8_layers import round_weights
 from megatron_native.training import sharded_state
 from megatron_native.training.async_save import (
     BesideTensors,
@@ -39,6 +40,7 @@ from megatron_native.training.async_save import (
     write_planned,
 )
 from megatron_native.training.forked_writer import ForkedWriter
+from megatron_native.training.masters import read_weights, refill_masters
 from megatron_native.training.model import TrainableModel
 from megatron_native.training.owned_state import without_gathering
 from megatron_native.training.retention import Retention, checkpoint_folder, checkpoints_of
@@ -318,9 +320,20 @@ class Checkpointer:
 
 
 def load_weights(folder: Path, model: TrainableModel) -> None:
-    """Fill the model's weights from a checkpoint, of whatever layout, and the optimizer's masters from them."""
-    load_model_weights(folder, model.modules)
-    model.optimizer.reload_model_params()
+    """Fill the model's weights from a checkpoint, of whatever layout, and the optimizer's masters with the same values.
+
+    Where weights are kept in FP8 they are rounded only after the masters have them; megatron-core's way round loses bits.
+    """
+    config, modules = model.configs.transformer, model.modules
+    if not (config.fp8 and config.fp8_param):
+        load_model_weights(folder, modules)
+        model.optimizer.reload_model_params()
+        return
+    _require_keys(folder, sharded_state.model_state(modules))
+    loaded, weights = read_weights(folder, modules)
+    sharded_state.put_model_state(modules, loaded)
+    refill_masters(model.optimizer, weights)
+    round_weights(config, modules)
 
 
 def load_model_weights(folder: Path, modules: Sequence[Any]) -> None:
@@ -381,6 +394,7 @@ def _load_everything(folder: Path, model: TrainableModel, reader: TorchDistReade
     sharded_state.put_model_state(model.modules, loaded)
     model.optimizer.load_state_dict(loaded["optimizer"])
     sharded_state.separate_torch_adam_steps(model.optimizer)
+    round_weights(model.configs.transformer, model.modules)
     if same_layout:
         sharded_state.set_rng_state(loaded[sharded_state.RNG_KEY])
 

@@ -28,10 +28,12 @@ STALL = "stall"
 RANK_DIED = "rank_died"
 RESTART = "restart"
 GAVE_UP = "gave_up"
+FP8_LIMIT = "fp8_limit"
+FP8_TO_BF16 = "fp8_to_bf16"
 
 KINDS = frozenset({
     LOSS_SPIKE, NOT_FINITE, RECOMPUTED, HELDOUT_RULE, EARLY_STOP, CHECKPOINT_DAMAGED, SAVE_FAILED, STOP_REQUESTED,
-    STALL, RANK_DIED, RESTART, GAVE_UP,
+    STALL, RANK_DIED, RESTART, GAVE_UP, FP8_LIMIT, FP8_TO_BF16,
 })  # fmt: skip
 """Every kind of event there is."""
 

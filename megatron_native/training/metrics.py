@@ -6,6 +6,8 @@ A line of `metrics.jsonl` is one of
   `seconds`, `tokens_per_second`, and where there are any `phase` (its name) and `batch` (sequences of the step);
 * an evaluation: `heldout`: set → `bits_per_byte`, `loss`, `tokens`, `text_bytes`; and its `seconds`;
 * norms: `norms`: what `norms.Norms` has;
+* a replay of FP8 in BF16: `conscience`: `layers` (number → `output_error`, `gradient_cosine`, `saturation`,
+  `underflow`, `linear`), `worst` (a layer), `emulated`;
 * a save: `saved`: `folder`, `seconds` until it was complete, `blocked_seconds` that training waited, `bytes`.
 
 Each has the `step` after which it was made.
@@ -26,6 +28,7 @@ from megatron_native.training.line_file import LineFile, read_json_lines
 from megatron_native.training.step import StepResult
 
 if TYPE_CHECKING:
+    from megatron_native.training.conscience import ConscienceReport
     from megatron_native.training.norms import Norms
 
 
@@ -122,6 +125,16 @@ class Metrics:
         curves |= {f"norms/{name}": figures[name] for name in ("weight", "gradient") if figures[name] is not None}
         curves |= {f"logits/{name}": value for name, value in (figures["logits"] or {}).items() if name != "positions"}
         self._curves(step, curves)
+
+    def conscience(self, step: int, report: ConscienceReport) -> None:
+        """Report a comparison of FP8 with BF16, made after `step`."""
+        self._write({"step": step, "conscience": report.record()})
+        self._curves(step, {
+            f"conscience/{name}/{layer}": value
+            for layer, figures in report.layers.items()
+            for name, value in asdict(figures).items() if name != "linear"
+        })  # fmt: skip
+        self.say(f"step {step}: {report.line()}")
 
     def saved(self, step: int, folder: Path, seconds: float, blocked_seconds: float, bytes: int) -> None:
         """Report a complete checkpoint.

@@ -16,6 +16,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron_native.config.megatron import MegatronConfigs
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
+from megatron_native.models import fp8_layers
 from megatron_native.models.gpt import build_model_chunks
 
 
@@ -58,7 +59,9 @@ def build_trainable_model(run: RunConfig, model: ModelConfig, configs: MegatronC
     Weights are random until a checkpoint is loaded; `optimizer.reload_model_params()` must follow a load of weights.
     """
     config = configs.transformer
+    fp8_layers.install(config, run.fp8.bf16_layers)
     chunks: list[Any] = list(build_model_chunks(config, model, configs.layer_spec, run.data.seq_length))
+    fp8_layers.set_bf16_layers(config, chunks, run.fp8.bf16_layers)
     for chunk in chunks:
         chunk.to(device)
     if config.bf16:

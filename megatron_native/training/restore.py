@@ -14,6 +14,7 @@ from megatron_native.checkpoint import layout
 from megatron_native.config.run import RunConfig
 from megatron_native.data.ledger import Ledger, read_ledger
 from megatron_native.errors import UserError
+from megatron_native.models.fp8_layers import round_weights
 from megatron_native.platform import Platform
 from megatron_native.training import checkpoints
 from megatron_native.training.course import Progress
@@ -67,6 +68,7 @@ def restore(
         layout.check_complete(run.model.checkpoint)
         checkpoints.load_weights(run.model.checkpoint, model)
         return Restored(Progress(), Ledger(run.seed), run.model.checkpoint, run.model.checkpoint, fresh=True)
+    round_weights(model.configs.transformer, model.modules)
     return Restored(Progress(), Ledger(run.seed), None, _files_of_a_new_model(run, platform), fresh=True)
 
 

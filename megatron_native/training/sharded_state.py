@@ -16,6 +16,8 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
+from megatron_native.models.fp8_layers import without_foreign_states
+
 RNG_KEY = "rng_state"
 
 
@@ -41,7 +43,7 @@ def put_model_state(modules: Sequence[Any], loaded: dict[str, Any]) -> None:
     for index, module in enumerate(modules):
         key = "model" if len(modules) == 1 else f"model{index}"
         # Not strict about Transformer Engine's extra state, which an import leaves empty; weights were checked before.
-        missing, unexpected = module.load_state_dict(loaded[key], strict=False)
+        missing, unexpected = module.load_state_dict(without_foreign_states(module, loaded[key]), strict=False)
         wrong = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]
         if wrong:
             raise RuntimeError(f"the model and its loaded state differ in {wrong}")

@@ -24,12 +24,15 @@ from megatron_native.config.run import RunConfig
 from megatron_native.data.run_data import RunData
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, RunStoppedError
 from megatron_native.manifest import write_json
+from megatron_native.models import fp8_layers
+from megatron_native.models.fp8_layers import check_fp8
 from megatron_native.models.gpt import set_rotary_frequencies
 from megatron_native.platform import Platform, seed_everything
 from megatron_native.training import incidents as kinds
 from megatron_native.training.batches import sample_numbers, step_micro_batches
 from megatron_native.training.boundaries import assert_boundaries
 from megatron_native.training.checkpoints import Checkpointer, SavedCheckpoint
+from megatron_native.training.conscience import Conscience
 from megatron_native.training.course import Course, StepPlan
 from megatron_native.training.data_source import open_run_data, run_data
 from megatron_native.training.early_stop import EarlyStop, write_best
@@ -66,6 +69,7 @@ class Trainer:
         self.run, self.platform = run, platform
         self.model_config = read_model(run)
         check_layout(run, self.model_config, platform.world_size)
+        check_fp8(run, self.model_config.num_layers)
         initialize_parallel_state(run)
         seed_everything(run.seed)
         spec = resolve_layer_spec(run, platform.name, has_transformer_engine())
@@ -80,6 +84,7 @@ class Trainer:
         self.forgetting = ForgettingMonitor(run.evaluation.rules)
         self.judgement = Judgement(run.faults)
         self.early_stop = EarlyStop(run.evaluation.early_stop)
+        self.conscience = Conscience(run, self.model, self.incidents)
         self._restore_monitors(self.restored.monitors)
         self.checkpointer = Checkpointer(run.run_dir, run.checkpointing, self.say)
         self.metrics = Metrics(
@@ -184,6 +189,7 @@ class Trainer:
         def compute() -> StepResult:
             nonlocal logits
             self.watchdog.at(plan.step, "forward and backward")
+            fp8_layers.begin_step(self.model.modules)
             logits = self._observe_logits(measured)
             return compute_gradients(self.model.chunks, self.model.optimizer, batches, self.platform.device)
 
@@ -202,6 +208,7 @@ class Trainer:
                 norms = measure_norms(self.model, gradients=True, logits=logits)
             self.watchdog.at(plan.step, "updating")
             apply_update(self.model.optimizer, result, plan.learning_rate, run.optimizer.weight_decay)
+            fp8_layers.end_step(self.model.configs.transformer, self.model.modules)
         else:
             self.course.ledger.not_learned.append(plan.step)
         self.course.done(plan)
@@ -213,6 +220,10 @@ class Trainer:
         )  # fmt: skip
         if norms is not None:
             self.metrics.norms(plan.step, norms)
+        if self.conscience.due(plan.step):
+            self.watchdog.at(plan.step, "comparing FP8 with BF16")
+            if (report := self.conscience.replay(plan.step, batches)) is not None:
+                self.metrics.conscience(plan.step, report)
         return verdict
 
     def _observe_logits(self, measured: bool) -> LogitStatistics | None:
@@ -229,14 +240,16 @@ class Trainer:
         if self.restored.fresh and run.model.checkpoint is not None and run.model.import_gate:
             self.watchdog.at(0, "checking the import")
             gate = check_import(self.model, run.model.checkpoint, self.platform.device, run.training.precision)
-            check_masters(self.model)
+            check_masters(self.model, run.model.checkpoint)
             self.say(gate.message)
         if run.data.document_boundaries:
             self.watchdog.at(self.progress.step, "checking document boundaries")
             length = min(64, min(phase.seq_length for phase in self.course.phases))
-            assert_boundaries(
-                self.model.chunks, self.model_config.vocab_size, length, run.training.precision, self.platform.device
-            )
+            # In FP8 a document changes the scale that others are rounded with: no leak of the attention's.
+            with fp8_layers.bf16_everywhere(self.model.configs.transformer, self.model.modules):
+                assert_boundaries(
+                    self.model.chunks, self.model_config.vocab_size, length, run.training.precision, self.platform.device
+                )
         if self.progress.step == 0:
             self._evaluate()
         self._write_best()
@@ -307,18 +320,20 @@ class Trainer:
         self.data = run_data(self.run, self.course)
         self.judgement.back_to(restored.monitors)
         self._restore_early_stop(restored.monitors)
+        self.conscience.restore(restored.monitors.get("conscience"))
         self.course.pass_over(plan.samples.stop, verdict.message)
         self._unsaved = True
         self.metrics.rewind(restored.progress.step)
 
     def _save(self) -> None:
         self.watchdog.at(self.progress.step, "saving")
+        self.conscience.begin_save(self.progress.step)
         run_files = {"config.yaml": dump_run_config(self.run), "ledger.json": self.course.ledger.dumps()}
         if self._lengthened:
             run_files["model.json"] = self.model_config.model_dump_json(indent=2) + "\n"
         state = {
             "position": self.progress.state(), "judgement": self.judgement.state(), "forgetting": self.forgetting.state(),
-            "early_stop": self.early_stop.state(),
+            "early_stop": self.early_stop.state(), "conscience": self.conscience.state(),
         }  # fmt: skip
         self.checkpointer.save(self.progress.step, self.model, state, self.restored.travelling, run_files, self._kept())
         self._write_ledger()
@@ -379,6 +394,7 @@ class Trainer:
         if "forgetting" in state:
             self.forgetting.restore(state["forgetting"])
         self._restore_early_stop(state)
+        self.conscience.restore(state.get("conscience"))
 
     def _restore_early_stop(self, state: Mapping[str, Any]) -> None:
         """The best so far; one whose checkpoint is not there, as its save failed, is none. Collective."""
@@ -410,13 +426,17 @@ class Trainer:
         plan = self.course.next_step()
         batch = f" · {plan.batch_size} × {plan.phase.seq_length} tokens a step" if plan else ""
         self.say(
-            f"{self.model_config.family} · {self.model_config.num_layers} layers · {run.training.precision} on "
+            f"{self.model_config.family} · {self.model_config.num_layers} layers · {self._precision()} on "
             f"{self.platform.world_size} {self.platform.name} process(es): TP {parallel.tensor_model_parallel_size} × PP "
             f"{parallel.pipeline_model_parallel_size}{f' × VPP {virtual}' if virtual else ''} × DP "
             f"{data_parallel_size(run, self.platform.world_size)}{batch}"
         )
         if self.progress.step:
             self.say(f"resumed from {self.restored.folder}: {self.progress.step} of {self.course.total_steps} steps done")
+
+    def _precision(self) -> str:
+        config, modules = self.model.configs.transformer, self.model.modules
+        return fp8_layers.described(config, modules) if config.fp8 else self.run.training.precision
 
     def _due(self, interval: int) -> bool:
         return interval > 0 and self.progress.step % interval == 0

@@ -127,6 +127,7 @@ def check_masters(job: dict[str, Any], platform: Platform) -> dict[str, Any]:
 
     from megatron_native.errors import UserError
     from megatron_native.training import import_gate
+    from megatron_native.training.masters import masters_of
     from megatron_native.training.parameter_names import named_parameters
 
     model, _ = build(job, platform)
@@ -141,7 +142,7 @@ def check_masters(job: dict[str, Any], platform: Platform) -> dict[str, Any]:
             told["fp8"] = str(error)
         import_gate.is_float8tensor = known
     names = named_parameters(model.modules)
-    masters = list(import_gate._masters(model.optimizer))
+    masters = list(masters_of(model.optimizer))
     if "hf" in job:  # one process: a master is the whole weight
         tensors = load_file(Path(job["hf"]) / "model.safetensors")
         by_name = {names[weight]: master for weight, _, master in masters}
