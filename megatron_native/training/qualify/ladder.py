@@ -12,7 +12,14 @@ from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
 from megatron_native.platform import Platform
 from megatron_native.training.qualify.task import Task
-from megatron_native.training.qualify.trial import STEPS, own_bytes, own_run, runs_own_checkpoint, trial_model, trial_run
+from megatron_native.training.qualify.trial import (
+    STEPS,
+    own_bytes,
+    own_run,
+    runs_own_checkpoint,
+    trial_model,
+    trial_run,
+)
 from megatron_native.training.qualify.verdict import RungResult, not_run, of_world
 
 
@@ -107,7 +114,7 @@ def climb(
         dtype = torch.float32 if short.training.precision == "fp32" else torch.bfloat16
         make_trial_files(folder, shape, dtype, tokens, platform)
     own = own_run(run, folder, platform.world_size) if _sees_own_checkpoint(run, model, platform) else None
-    task = Task(short, overlapped, own, folder, platform)
+    task = Task(short, overlapped, own, run.training.precision == "fp8", folder, platform)
     results = []
     for rung in rungs:
         reason, started = why_not(rung, overlapped, platform.name, platform.world_size), time.monotonic()

@@ -100,9 +100,11 @@ def cross_entropy(task: Task) -> RungResult:
 def masters(task: Task) -> RungResult:
     """The optimizer's FP32 masters against the weights, and the weights against the Hugging Face folder, by bits."""
     run = task.own or task.run
+    if task.fp8:  # as it will be trained: weights that are kept in FP8 must not be what the masters come from
+        run = with_sections(run, "masters", training={"precision": "fp8"})
     with built(run, task.platform) as one:
         try:
-            result = check_masters(one.model)
+            result = check_masters(one.model, run.model.checkpoint)
         except UserError as error:
             return RungResult("masters", "failed", message=str(error))
     different = 0

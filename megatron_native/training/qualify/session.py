@@ -26,8 +26,8 @@ from megatron_native.config.run import RunConfig
 from megatron_native.platform import Platform, seed_everything
 from megatron_native.training.batches import MicroBatch, pack, positions_of
 from megatron_native.training.checkpoints import load_weights
-from megatron_native.training.import_gate import _masters
 from megatron_native.training.line_file import read_json_lines
+from megatron_native.training.masters import masters_of
 from megatron_native.training.model import TrainableModel, build_trainable_model, initialize_parallel_state
 from megatron_native.training.parameter_names import named_parameters
 from megatron_native.training.shape import read_model
@@ -115,7 +115,7 @@ def gradients_of(model: TrainableModel) -> dict[str, Tensor]:
     """
     weights = named_parameters(model.modules)
     names = {id(weight): name for weight, name in weights.items()}
-    names |= {id(master): weights[weight] for weight, _, master in _masters(model.optimizer)}
+    names |= {id(master): weights[weight] for weight, _, master in masters_of(model.optimizer)}
     found = {}
     for inner in getattr(model.optimizer, "chained_optimizers", [model.optimizer]):
         for group in inner.optimizer.param_groups:

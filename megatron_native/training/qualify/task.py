@@ -19,6 +19,8 @@ class Task:
     """The same with the overlaps that the run asks for."""
     own: RunConfig | None
     """The run that is to be qualified, where its own checkpoint can be looked at here."""
+    fp8: bool
+    """Whether that run is to train in FP8; the other two are BF16."""
     folder: Path
     """Of the ladder's files; every rank sees it."""
     platform: Platform

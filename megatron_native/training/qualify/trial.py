@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.parallel import ParallelSection
+from megatron_native.config.precision import Fp8Section
 from megatron_native.config.run import RunConfig
 from megatron_native.models.families import model_pieces
 
@@ -124,7 +125,7 @@ def trial_run(
             "global_batch_size": copies * 2 * parallel.pipeline_model_parallel_size,
             "precision": "bf16" if run.training.precision == "fp8" else run.training.precision,
         },
-        "fp8": run.fp8.model_dump(),
+        "fp8": run.fp8.model_dump() | {"bf16_layers": []} | _bf16_ends(run.fp8),
         "optimizer": {
             **run.optimizer.model_dump(),
             "lr": _LR,
@@ -138,6 +139,11 @@ def trial_run(
         "environment": run.environment,
     }
     return RunConfig.model_validate(settings)
+
+
+def _bf16_ends(fp8: Fp8Section) -> dict[str, int]:
+    """At most one layer at each end in BF16, so that some are in FP8."""
+    return {"first_layers_bf16": min(1, fp8.bf16_at_start()), "last_layers_bf16": min(1, fp8.bf16_at_end())}
 
 
 def runs_own_checkpoint(run: RunConfig, world_size: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,17 +49,54 @@ def rounded_master(patch: pytest.MonkeyPatch) -> None:
     """One value of one master differs from its weight in its last bit."""
     import torch
 
-    from megatron_native.training.import_gate import _masters
+    from megatron_native.training.masters import masters_of
     from megatron_native.training.qualify import session
 
     load = session.load_weights
 
     def load_badly(folder: Path, model: Any) -> None:
         load(folder, model)
-        master = next(iter(_masters(model.optimizer)))[2].detach().view(-1)
+        master = next(iter(masters_of(model.optimizer)))[2].detach().view(-1)
         master[7] = torch.nextafter(master[7], torch.tensor(10.0))
 
     patch.setattr(session, "load_weights", load_badly)
+
+
+def masters_from_fp8(patch: pytest.MonkeyPatch) -> None:
+    """Masters are filled from the weights that are kept in FP8, as megatron-core does it."""
+    from megatron_native.training.qualify import session
+
+    load = session.load_weights
+
+    def refill(folder: Path, model: Any) -> None:
+        load(folder, model)
+        model.optimizer.reload_model_params()
+
+    patch.setattr(session, "load_weights", refill)
+
+
+def idle_fp8(patch: pytest.MonkeyPatch) -> None:
+    """No layer computes in FP8."""
+    from megatron_native.models import fp8_layers
+
+    def apply(config: Any, modules: Any) -> None:
+        for _, _, linear in fp8_layers.linears(modules):
+            linear.quantises = False
+
+    patch.setattr(fp8_layers, "_apply", apply)
+
+
+def wrong_fp8_gradients(patch: pytest.MonkeyPatch) -> None:
+    """The gradient of weights has the other sign in FP8."""
+    from megatron_native.models.fp8_emulation import _Fp8Product
+
+    backward = _Fp8Product.backward
+
+    def wrong(ctx: Any, *given: Any) -> Any:
+        of_input, of_weight, *rest = backward(ctx, *given)
+        return of_input, -of_weight, *rest
+
+    patch.setattr(_Fp8Product, "backward", staticmethod(wrong))
 
 
 def other_source(patch: pytest.MonkeyPatch) -> None:
@@ -115,21 +151,6 @@ def early_reduction(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Group, "register_grad_ready", early)
 
 
-def lost_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    """What the killed run had saved is gone."""
-    from megatron_native.training.qualify import resume
-
-    beside = resume._run_beside
-
-    def lose(runs: Any, platform: Any, die_at: int = 0) -> list[int]:
-        codes = beside(runs, platform, die_at)
-        if die_at:
-            shutil.rmtree(runs[0].run_dir / "checkpoints")
-        return codes
-
-    patch.setattr(resume, "_run_beside", lose)
-
-
 def forgotten_setting(patch: pytest.MonkeyPatch) -> None:
     """The resumed run goes on with another learning rate."""
     from megatron_native.training.qualify import resume
@@ -148,8 +169,8 @@ def forgotten_setting(patch: pytest.MonkeyPatch) -> None:
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     fault.__name__: fault
     for fault in (
-        swapped_norms, leaking_attention, wrong_fused_gradients, rounded_master, other_source, stale_weights, early_reduction,
-        lost_checkpoint, forgotten_setting,
+        swapped_norms, leaking_attention, wrong_fused_gradients, rounded_master, masters_from_fp8, other_source, stale_weights,
+        early_reduction, idle_fp8, wrong_fp8_gradients, forgotten_setting,
     )
 }  # fmt: skip
 

@@ -18,23 +18,22 @@ FAULTS = {
     "leaking_attention": ("boundaries", 1),
     "wrong_fused_gradients": ("cross-entropy", 1),
     "rounded_master": ("masters", 1),
+    "masters_from_fp8": ("masters", 1),
     "other_source": ("masters", 1),
     "stale_weights": ("overlaps", 2),
     "early_reduction": ("overlaps", 2),
-    "lost_checkpoint": ("resume", 1),
+    "idle_fp8": ("fp8", 1),
+    "wrong_fp8_gradients": ("fp8", 1),
     "forgotten_setting": ("resume", 1),
 }
 """Fault → the rung that has to fail, and on how many processes."""
-SOUND = {
-    "one": (1, "bf16", {}, "logits,boundaries,cross-entropy,masters,overlaps,resume,memory,speed"),
+TP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+SOUND: dict[str, tuple[int, str, dict[str, Any], str]] = {
+    "one": (1, "bf16", {}, "logits,boundaries,cross-entropy,masters,overlaps,fp8,resume,memory,speed"),
     "one in FP32": (1, "fp32", {}, "logits,boundaries,cross-entropy,masters,fp8"),
+    "one with FP8 weights": (1, "fp8", {}, "masters,fp8"),
     "two copies": (2, "bf16", {}, "logits,masters,overlaps"),
-    "TP2": (
-        2,
-        "bf16",
-        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
-        "logits,boundaries,cross-entropy,resume",
-    ),
+    "TP2": (2, "bf16", TP2, "logits,boundaries,cross-entropy"),
 }
 
 
@@ -51,12 +50,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
         config = run_config(
             folder / f"{name} run", folder, prefix, training={"precision": precision}, parallel=parallel
         )
-        config["model"] = {"hf_config": str(hf)}
+        config |= {"model": {"hf_config": str(hf)}, "fp8": {"param_gather": precision == "fp8"}}
         return {"config": config, "rungs": rungs, "fault": fault, "output": str(folder / f"{name}.json")}
 
     for world_size in (1, 2):
         jobs = [job(name, rungs, *how) for name, (size, *how, rungs) in SOUND.items() if size == world_size]
-        jobs += [job(fault, rung, "bf16", {}, fault) for fault, (rung, size) in FAULTS.items() if size == world_size]
+        jobs += [
+            job(fault, rung, "fp8" if fault == "masters_from_fp8" else "bf16", {}, fault)
+            for fault, (rung, size) in FAULTS.items()
+            if size == world_size
+        ]
         run_jobs(folder, world_size, jobs, module="tests.training.qualify.ladder_worker")
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in (*SOUND, *FAULTS)}
 
