@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -22,23 +23,25 @@ def main() -> None:
     spec = resolve_layer_spec(run, "cuda", has_transformer_engine())
     stages = range(run.parallel.pipeline_model_parallel_size)
     peaks = [rank_memory(run, model, world_size, stage, spec).total for stage in stages]
-    gpu, seconds = gpu_key(name), None
+    from megatron_native.training.plan.gpus import gpu_names, read_gpu
+
+    gpu, seconds = gpu_key(name, gpu_names()), None
     if gpu is not None:
-        from megatron_native.training.plan.gpus import read_gpu
         from megatron_native.training.plan.step_time import estimate_step
 
         seconds = estimate_step(run, model, read_gpu(gpu), world_size, resolve_phases(run)[0]).seconds
     print(json.dumps({"peak_bytes": peaks, "step_seconds": seconds}))
 
 
-def gpu_key(device_name: str) -> str | None:
-    """The plan's GPU whose kind and memory a device's name says, None where the table has none: `NVIDIA H100 80GB HBM3`."""
-    from megatron_native.training.plan.gpus import gpu_names
+def gpu_key(device_name: str, keys: Sequence[str]) -> str | None:
+    """The plan's GPU (`h100-80g`) that a device's name (`NVIDIA H100 80GB HBM3`) means; None where none has its kind.
 
-    words = re.findall(r"[a-z]*\d+[a-z]*", device_name.lower().replace(" gb", "gb"))
-    keys = [key for key in gpu_names() if key.split("-")[0] in words]
-    sizes = [key for key in keys if any(word.startswith(key.split("-")[-1].rstrip("g")) for word in words)]
-    return (sizes or keys or [None])[0]
+    Where the name says no memory, or another, the first of its kind.
+    """
+    words = re.findall(r"[a-z]*\d+[a-z]*", device_name.lower())
+    alike = [key for key in keys if key.split("-")[0] in words]
+    exact = [key for key in alike if f"{key.split('-')[-1]}b" in words]
+    return next(iter(exact or alike), None)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def write_random_hf(folder: Path, model: ModelConfig, dtype: torch.dtype, seed: 
     """
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(to_hf_config(model), indent=2), encoding="utf-8")
     config = transformers.AutoConfig.from_pretrained(folder)
