@@ -125,16 +125,20 @@ def climb(
 
 
 def _sees_own_checkpoint(run: RunConfig, model: ModelConfig, platform: Platform) -> bool:
-    """Whether the run's own checkpoint can be looked at here: its layout fits, and so does the model. Collective."""
+    """Whether the run's own checkpoint can be looked at here: it is an import, its layout and its size fit. Collective."""
     if not runs_own_checkpoint(run, platform.world_size):
         return False
     import torch
     import torch.distributed as dist
 
+    from megatron_native.checkpoint import import_hf, layout
     from megatron_native.checkpoint.reference_logits import available_memory
 
-    fits = [True]
-    if platform.is_main:
+    assert run.model.checkpoint is not None
+    manifest = layout.read_json(run.model.checkpoint / layout.MANIFEST_FILE)
+    # What was trained since its import has other logits than those recorded.
+    fits = [manifest is not None and manifest.get("stage") == import_hf.STAGE]
+    if platform.is_main and fits[0]:
         if platform.name == "cuda":
             there = torch.cuda.get_device_properties(platform.device).total_memory
         else:

@@ -15,22 +15,15 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from megatron_native.config.megatron import (
-    has_nvidia_apex,
-    has_transformer_engine,
-    megatron_configs,
-    resolve_layer_spec,
-)
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
-from megatron_native.platform import Platform, seed_everything
+from megatron_native.platform import Platform
 from megatron_native.training.batches import MicroBatch, pack, positions_of
-from megatron_native.training.checkpoints import load_weights
 from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.masters import masters_of
-from megatron_native.training.model import TrainableModel, build_trainable_model, initialize_parallel_state
+from megatron_native.training.model import TrainableModel
 from megatron_native.training.parameter_names import named_parameters
-from megatron_native.training.shape import read_model
+from megatron_native.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -47,32 +40,31 @@ class Built:
 def built(run: RunConfig, platform: Platform) -> Iterator[Built]:
     """Build what `run` would train, with its checkpoint's weights; process groups and memory are given back."""
     try:
-        initialize_parallel_state(run)
-        seed_everything(run.seed)
-        shape = read_model(run)
-        spec = resolve_layer_spec(run, platform.name, has_transformer_engine())
-        configs = megatron_configs(run, shape, platform.name, spec, has_nvidia_apex())
-        model = build_trainable_model(run, shape, configs, platform.device)
-        assert run.model.checkpoint is not None
-        load_weights(run.model.checkpoint, model)
-        yield Built(run, shape, model, platform)
+        with _quiet(run, platform):
+            trainer = Trainer(run, platform)
+        yield Built(run, trainer.model_config, trainer.model, platform)
     finally:
         leave_groups()
 
 
 def train(run: RunConfig, platform: Platform) -> dict[int, float]:
     """Train `run` to its end, quietly; the loss of every step by its number, on every rank."""
-    from megatron_native.training.trainer import Trainer
-
-    run.run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        console = run.run_dir / f"console.{platform.rank}.txt"
-        with console.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        with _quiet(run, platform):
             Trainer(run, platform).fit()
         dist.barrier()
         return losses_of(run.run_dir)
     finally:
         leave_groups()
+
+
+@contextlib.contextmanager
+def _quiet(run: RunConfig, platform: Platform) -> Iterator[None]:
+    """What the trainer says goes to a file of its run."""
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    console = run.run_dir / f"console.{platform.rank}.txt"
+    with console.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield
 
 
 def losses_of(run_dir: Path) -> dict[int, float]:

@@ -172,7 +172,13 @@ def own_run(run: RunConfig, folder: Path, world_size: int) -> RunConfig:
     parallel = run.parallel
     size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     settings = run.model_dump()
-    settings |= {"run_dir": folder / "own", "phases": [], "preset": None, "evaluation": {}}
+    settings |= {
+        "run_dir": folder / "own",
+        "phases": [],
+        "preset": None,
+        "evaluation": {},
+        "logging": {"tensorboard": False},
+    }
     settings["training"] |= {
         "steps": 1,
         "stop_after": None,
@@ -180,6 +186,7 @@ def own_run(run: RunConfig, folder: Path, world_size: int) -> RunConfig:
         "global_batch_size": world_size // size * parallel.pipeline_model_parallel_size,
         "precision": "bf16" if run.training.precision == "fp8" else run.training.precision,
     }
+    settings["data"] |= {"blend": [{"prefix": folder / "tokens"}], "verify": "off"}
     settings["optimizer"] |= {"warmup_steps": 0}
     settings["parallel"] |= NO_OVERLAP
     return RunConfig.model_validate(settings)

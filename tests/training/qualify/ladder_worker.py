@@ -12,9 +12,9 @@ import pytest
 
 def swapped_norms(patch: pytest.MonkeyPatch) -> None:
     """Two norms of a layer stand in each other's place."""
-    from megatron_native.training.qualify import session
+    from megatron_native.training import checkpoints
 
-    load = session.load_weights
+    load = checkpoints.load_weights
 
     def swap(folder: Path, model: Any) -> None:
         load(folder, model)
@@ -24,7 +24,7 @@ def swapped_norms(patch: pytest.MonkeyPatch) -> None:
         one.copy_(other)
         other.copy_(kept)
 
-    patch.setattr(session, "load_weights", swap)
+    patch.setattr(checkpoints, "load_weights", swap)
 
 
 def leaking_attention(patch: pytest.MonkeyPatch) -> None:
@@ -49,30 +49,30 @@ def rounded_master(patch: pytest.MonkeyPatch) -> None:
     """One value of one master differs from its weight in its last bit."""
     import torch
 
+    from megatron_native.training import checkpoints
     from megatron_native.training.masters import masters_of
-    from megatron_native.training.qualify import session
 
-    load = session.load_weights
+    load = checkpoints.load_weights
 
     def load_badly(folder: Path, model: Any) -> None:
         load(folder, model)
         master = next(iter(masters_of(model.optimizer)))[2].detach().view(-1)
         master[7] = torch.nextafter(master[7], torch.tensor(10.0))
 
-    patch.setattr(session, "load_weights", load_badly)
+    patch.setattr(checkpoints, "load_weights", load_badly)
 
 
 def masters_from_fp8(patch: pytest.MonkeyPatch) -> None:
     """Masters are filled from the weights that are kept in FP8, as megatron-core does it."""
-    from megatron_native.training.qualify import session
+    from megatron_native.training import checkpoints
 
-    load = session.load_weights
+    load = checkpoints.load_weights
 
     def refill(folder: Path, model: Any) -> None:
         load(folder, model)
         model.optimizer.reload_model_params()
 
-    patch.setattr(session, "load_weights", refill)
+    patch.setattr(checkpoints, "load_weights", refill)
 
 
 def idle_fp8(patch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
+from megatron_native.platform import Platform
 from megatron_native.training.qualify.record import (
     MachineKey,
+    check_qualified,
     needed_rungs,
     read_record,
     record_path,
@@ -114,3 +117,25 @@ def test_verdicts_follow_from_figures() -> None:
     assert judged("logits", [Measure("a", 0.9, 1.0, at_least=True)]).verdict == "failed"
     assert judged("logits", [Measure("a", float("nan"), 1.0)]).verdict == "failed"
     assert judged("logits", []).verdict == "failed", "nothing measured is nothing passed"
+
+
+def test_the_override_asks_nothing_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 512 ranks of CUDA; there is no process group and no device here, which a look at the record would want."""
+    import torch
+
+    many = Platform("cuda", torch.device("cuda", 0), "nccl", 0, 0, 512)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    check_qualified(run_of("bf16"), many)
+    monkeypatch.setenv("MEGATRON_NATIVE_UNQUALIFIED", "1")
+    check_qualified(run_of("fp8"), many)
+    monkeypatch.setenv("MEGATRON_NATIVE_UNQUALIFIED", "0")
+    with pytest.raises((RuntimeError, AssertionError)):
+        check_qualified(run_of("fp8"), many)
+
+
+def test_the_option_of_pretrain_is_the_variable_of_the_ranks(
+    monkeypatch: pytest.MonkeyPatch, run: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MEGATRON_NATIVE_UNQUALIFIED", "")
+    assert run(["pretrain", "--unqualified", "--config", str(tmp_path / "none.yaml")]).returncode == 2
+    assert os.environ["MEGATRON_NATIVE_UNQUALIFIED"] == "1"
