@@ -140,7 +140,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     keep(arguments.output, here, rows)
     layers: dict[tuple[str, int], tuple[int, int, str]] = {}
-    lengths = [32, 16] if arguments.toy else arguments.seq_lengths
+    lengths = [32] if arguments.toy else arguments.seq_lengths
     models = ["toy"] if arguments.toy else arguments.models
     for job in parts(models, lengths, here["transformer_engine"] is not None, arguments.toy):
         place = (job["model"], job["seq_length"])

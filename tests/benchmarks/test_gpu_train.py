@@ -69,9 +69,7 @@ def test_a_toy_run_writes_every_part(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "gpu_train.json").read_text())
-    assert [(row["what"], row["seq_length"]) for row in record["rows"]] == [
-        (what, length) for length in (32, 16) for what in ("megatron-native, plain torch", "transformers")
-    ]
+    assert [row["what"] for row in record["rows"]] == ["megatron-native, plain torch", "transformers"]
     for row in record["rows"]:
         assert row["tokens_s"] > 0 and 5.5 < row["loss"] < 7.0, "near ln 512 = 6.24, as random weights give"
     assert record["bf16_tflops"] > 0 and "12·L·q·d·s·c" in record["formula"] and record["gpu"] is None
