@@ -15,6 +15,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_native.config.load import dump_run_config
+from megatron_native.config.run import RunConfig
 from megatron_native.training.launch import with_this_package
 from megatron_native.training.qualify.numerics import with_sections
 from megatron_native.training.qualify.session import built, random_micro_batches
@@ -70,11 +71,17 @@ def judge_speed(tokens: float, measured: float, planned: float) -> RungResult:
     return judged("speed", [Measure("measured / planned", planned / measured, SPEED_LIMIT, at_least=True)], message)
 
 
+def _timed_run(task: Task) -> RunConfig:
+    """The slice as the run will train: its overlaps, and FP8 where it is to be FP8."""
+    return with_sections(task.overlapped, "timed", training={"precision": "fp8"} if task.fp8 else {})
+
+
 def _timed_steps(task: Task) -> tuple[float, int, int]:
     """Seconds a step, peak bytes of a step after the first ones, and this rank's pipeline stage."""
-    with built(task.overlapped, task.platform) as one:
+    run = _timed_run(task)
+    with built(run, task.platform) as one:
         copies = parallel_state.get_data_parallel_world_size()
-        batches = random_micro_batches(one, task.overlapped.training.global_batch_size // copies)
+        batches = random_micro_batches(one, run.training.global_batch_size // copies)
         for chunk in one.model.chunks:
             chunk.train()
         started = 0.0
@@ -94,7 +101,7 @@ def _plan(task: Task) -> dict[str, Any] | str:
     """The plan of the slice's run, or why there is none; made by a process without devices, as on a laptop. Collective."""
     found: list[dict[str, Any] | str] = [""]
     if task.platform.is_main:
-        run = with_sections(task.overlapped, "planned")
+        run = _timed_run(task)
         path = task.folder / "planned.yaml"
         path.write_text(dump_run_config(run), encoding="utf-8")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
