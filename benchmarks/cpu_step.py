@@ -59,7 +59,7 @@ def main() -> None:
 
     save(
         "cpu_step", "A SmolLM2-135M step through megatron-core and in plain transformers", rows, machine(),
-        threads=os.cpu_count(), torch=torch.__version__, transformers=transformers.__version__,
+        threads=arguments.threads, torch=torch.__version__, transformers=transformers.__version__,
         target=f"at most {TARGET} in FP32",
     )  # fmt: skip
 
@@ -71,6 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--seq-length", type=int, default=512, help="tokens a sequence (512)")
     parser.add_argument("--micro-batch-size", type=int, default=2, help="sequences a step (2)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each process (all cores)")
     parser.add_argument("--toy", action="store_true", help="a toy model: does everything work? Nothing is kept")
     parser.add_argument("--profile", action="store_true", help="profile one of our steps in each precision")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -82,6 +83,7 @@ def measure(precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
     job = {
         "precision": precision, "shape": TOY if arguments.toy else SMOLLM2, "length": arguments.seq_length,
         "batch": arguments.micro_batch_size,
+        "threads": arguments.threads,
     }  # fmt: skip
     workers = {side: Worker({**job, "side": side}, arguments.profile and side == "ours") for side in ("ours", "theirs")}
     rounds: list[dict[str, dict[str, float]]] = []
@@ -114,7 +116,7 @@ class Worker:
         environment = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
-            "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+            "OMP_NUM_THREADS": str(job["threads"]),
         }
         command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(job)]
         self.process = subprocess.Popen(

@@ -14,13 +14,17 @@ from megatron_native.platform import Platform
 from megatron_native.training.qualify.task import Task
 from megatron_native.training.qualify.trial import (
     STEPS,
-    own_bytes,
+    needed_bytes,
     own_run,
     runs_own_checkpoint,
+    shrunk,
     trial_model,
     trial_run,
 )
 from megatron_native.training.qualify.verdict import RungResult, not_run, of_world
+
+_SLICE_SHARE = 0.7
+"""Of a GPU's memory, what a slice's weights, gradients and optimizer may take; the rest is for activations."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,9 @@ def climb(
         import torch
 
         shape = trial_model(model, short.parallel, platform.name)
+        if platform.name == "cuda":
+            there = torch.cuda.get_device_properties(platform.device).total_memory
+            shape = shrunk(shape, short, platform.world_size, int(_SLICE_SHARE * there))
         tokens = 2 * STEPS * short.training.global_batch_size * short.data.seq_length
         dtype = torch.float32 if short.training.precision == "fp32" else torch.bfloat16
         make_trial_files(folder, shape, dtype, tokens, platform)
@@ -143,7 +150,7 @@ def _sees_own_checkpoint(run: RunConfig, model: ModelConfig, platform: Platform)
             there = torch.cuda.get_device_properties(platform.device).total_memory
         else:
             there = (available_memory() or 0) // platform.world_size
-        fits = [own_bytes(run, model, platform.world_size) < 0.8 * there]
+        fits = [needed_bytes(run, model, platform.world_size) < 0.8 * there]
     dist.broadcast_object_list(fits, src=0)
     return fits[0]
 

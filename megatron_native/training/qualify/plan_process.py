@@ -22,7 +22,12 @@ def main() -> None:
     model = read_model(run)
     spec = resolve_layer_spec(run, "cuda", has_transformer_engine())
     stages = range(run.parallel.pipeline_model_parallel_size)
-    peaks = [rank_memory(run, model, world_size, stage, spec).total for stage in stages]
+    memories = [rank_memory(run, model, world_size, stage, platform="cuda", layer_spec=spec) for stage in stages]
+    # What torch allocates, without the plan's allowances for CUDA, NCCL and their libraries.
+    peaks = [
+        memory.total - sum(size for kind, size in memory.communication.items() if "allowance" in kind)
+        for memory in memories
+    ]
     from megatron_native.training.plan.gpus import gpu_names, read_gpu
 
     gpu, seconds = gpu_key(name, gpu_names()), None

@@ -25,6 +25,7 @@ NO_OVERLAP = {"overlap_grad_reduce": False, "overlap_param_gather": False, "tp_c
 _LAYERS = 4
 _TOY = {"kv_channels": 16, "groups": 2, "heads_a_group": 4, "vocab_size": 512, "seq_length": 64}
 _LONGEST = 4096
+_SMALLEST_VOCABULARY = 8192
 _LR, _MIN_LR = 1e-3, 1e-4
 
 
@@ -80,6 +81,24 @@ def trial_model(model: ModelConfig, parallel: ParallelSection, platform: Literal
             "vocab_size": min(model.vocab_size, _TOY["vocab_size"]),
         }
     )
+
+
+def shrunk(model: ModelConfig, run: RunConfig, world_size: int, memory_bytes: int) -> ModelConfig:
+    """The slice with so few layers, and then so small a vocabulary, that building it takes at most `memory_bytes` a rank.
+
+    Three layers stay, so that one lies between the first and the last.
+    """
+    parallel = run.parallel
+    chunks = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
+    fewest = math.ceil(3 / chunks) * chunks
+    while needed_bytes(run, model, world_size) > memory_bytes:
+        if model.num_layers > fewest:
+            model = model.model_copy(update={"num_layers": model.num_layers - chunks})
+        elif model.vocab_size > _SMALLEST_VOCABULARY:
+            model = model.model_copy(update={"vocab_size": model.vocab_size // 2})
+        else:
+            break
+    return model
 
 
 def trial_run(
@@ -153,7 +172,7 @@ def runs_own_checkpoint(run: RunConfig, world_size: int) -> bool:
     return run.model.checkpoint is not None and world_size % size == 0
 
 
-def own_bytes(run: RunConfig, model: ModelConfig, world_size: int) -> int:
+def needed_bytes(run: RunConfig, model: ModelConfig, world_size: int) -> int:
     """About what a rank needs to build the whole model with its optimizer: weights, gradients, its share of the masters' state.
 
     The largest pipeline stage is taken to have twice its share.

@@ -13,9 +13,10 @@ from megatron_native.config.run import RunConfig
 from megatron_native.training.qualify.ladder import RUNGS, chosen_rungs, why_not
 from megatron_native.training.qualify.trial import (
     NO_OVERLAP,
-    own_bytes,
+    needed_bytes,
     own_run,
     runs_own_checkpoint,
+    shrunk,
     trial_model,
     trial_parallel,
     trial_run,
@@ -79,9 +80,22 @@ def test_its_own_checkpoint_is_looked_at_where_its_layout_fits(tmp_path: Path) -
 
 def test_its_own_checkpoint_is_left_alone_where_the_model_is_too_large() -> None:
     """70.55e9 weights: 2 + 4 bytes and 12 of the optimizer, on one process; with TP4 and 16 copies a quarter of it."""
-    alone = own_bytes(run_of(parallel={}), LLAMA3_70B, 1)
+    alone = needed_bytes(run_of(parallel={}), LLAMA3_70B, 1)
     assert alone == pytest.approx(18 * 70.55e9, rel=0.001)
-    assert own_bytes(run_of(parallel={TP: 4}), LLAMA3_70B, 64) == pytest.approx((6 + 12 / 16) * 70.55e9 / 4, rel=0.001)
+    assert needed_bytes(run_of(parallel={TP: 4}), LLAMA3_70B, 64) == pytest.approx(
+        (6 + 12 / 16) * 70.55e9 / 4, rel=0.001
+    )
+
+
+def test_a_slice_is_shrunk_to_the_memory_of_the_gpu() -> None:
+    """One 80 GB GPU can't hold four layers of 70B's width with its vocabulary; eight at TP4 can."""
+    for world_size, layers, vocabulary in ((8, 4, 128256), (1, 3, 32064)):
+        short = trial_run(run_of(), LLAMA3_70B, world_size, Path("folder"), "cuda")
+        slice_ = trial_model(LLAMA3_70B, short.parallel, "cuda")
+        small = shrunk(slice_, short, world_size, int(0.7 * 80e9))
+        assert (small.num_layers, small.vocab_size) == (layers, vocabulary)
+        assert needed_bytes(short, small, world_size) <= 0.7 * 80e9
+        assert small.hidden_size == LLAMA3_70B.hidden_size and small.ffn_hidden_size == LLAMA3_70B.ffn_hidden_size
 
 
 def test_what_cannot_be_tried_says_why() -> None:
