@@ -6,9 +6,9 @@
 A slice has the model's true widths and vocabulary, and as many layers as fit. Tokens and weights are random; no file is
 needed. A step is forward, backward, gradient norm, clipping and AdamW. Ours is the trainer's own path (micro-batch,
 megatron-core's schedule, FP32 gradients and masters, `apply_update`), with Transformer Engine's layers where it can be
-imported, in BF16 and FP8, and with plain torch's; "packed" has the document masks of production. Theirs is `LlamaForCausalLM`
-in BF16 with scaled dot product attention and fused AdamW on BF16 weights (no masters, so less work), as it is and under
-`torch.compile`.
+imported, in BF16 and FP8 (every layer: a slice has few), and with plain torch's; "packed" has the document masks of
+production. Theirs is `LlamaForCausalLM` in BF16 with scaled dot product attention and fused AdamW on BF16 weights (no masters,
+so less work), as it is and under `torch.compile`.
 
 The matrix products are measured in the same run: 8,192³, in BF16, and in FP8 by `torch._scaled_mm`. "Share" is model TFLOP/s in
 the causal convention over the BF16 rate, "share FP8" over the FP8 rate. The formula is printed with the table.
@@ -324,6 +324,7 @@ def our_step(job: dict[str, Any], folder: Path) -> Callable[[], float]:
         "run_dir": str(folder / "run"), "layer_spec": job["spec"], "model": {"hf_config": str(folder / "config.json")},
         "data": {"seq_length": length, "blend": [{"prefix": str(folder / "none")}]},
         "training": {"steps": 1, "micro_batch_size": batch, "global_batch_size": batch, "precision": job["precision"]},
+        "fp8": {"first_layers_bf16": 0, "last_layers_bf16": 0},
     })  # fmt: skip
     platform = start_platform("auto")
     import numpy as np
