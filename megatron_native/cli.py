@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("finetune", "conversations → a fine-tuned Hugging Face folder, on the trainer of pretrain"),
     "train-worker": ("train_worker", "seed pairs → a worker that rewrites"),
     "plan": ("plan", "a run worked out with no GPU: memory, speed, length, and whether it would start"),
+    "qualify": ("qualify", "is this kind of GPU fit for a run? A ladder of checks, and its record"),
     "check-data": ("check_data", "are the datasets of a run whole, and made for its model? No GPU needed"),
     "sweep": ("sweep", "small runs at several learning rates, side by side in one table"),
     "build-index": ("build_index", "the sequence indices of a run, before any GPU is asked for"),

@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nproc", type=int, default=None, metavar="N",
         help="start N processes on this machine with torchrun; without it this process is one rank (torchrun's, or alone)",
     )  # fmt: skip
+    parser.add_argument(
+        "--unqualified", action="store_true",
+        help="start FP8 or overlapped communication at scale on GPUs that have no record of `megatron-native qualify`",
+    )  # fmt: skip
     several = parser.add_argument_group("on several nodes, once on each, with --nproc")
     several.add_argument("--nnodes", type=int, default=1, metavar="N", help="how many nodes")
     several.add_argument(
@@ -45,6 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Check the configuration, then start torchrun or take part as one rank."""
     from megatron_native.training.launch import launch_local, run_rank
 
+    if arguments.unqualified:
+        from megatron_native.training.qualify.record import UNQUALIFIED_VARIABLE
+
+        os.environ[UNQUALIFIED_VARIABLE] = "1"  # for the ranks too
     if arguments.rdzv_endpoint is not None:
         from megatron_native.training.launch_node import launch_node
         from megatron_native.training.node_place import NodePlace

@@ -92,6 +92,7 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
         platform = start_platform(run.platform, cuda_environment=cuda_environment(run))
         import torch
 
+        from megatron_native.training.qualify.record import check_qualified
         from megatron_native.training.trainer import Trainer
 
         if platform.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -99,6 +100,7 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
         try:
             if platform.name == "cuda":
                 check_machine(run)
+            check_qualified(run, platform)
             return Trainer(run, platform).fit()
         finally:
             stop_platform()
