@@ -45,8 +45,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "blockwise": {"recipe": "blockwise"},
 }
 NOTE = (
-    "a recipe of one seed runs seed 1; the band's edges are two of its three seeds, so one seed's curve lies at an edge in most "
-    "windows: its distance is what counts"
+    "a recipe of one seed runs seed 1; the band's edges are two of its three seeds, so one seed's curve lies at an edge in "
+    "most windows: its distance is what counts"
 )
 
 
