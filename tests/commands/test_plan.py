@@ -80,6 +80,37 @@ def test_search_ranks_what_fits(config: Path, capsys: pytest.CaptureFixture[str]
     assert best["tensor"] * best["pipeline"] * best["context"] * best["data"] == 8
 
 
+def test_search_without_any_possible_layout(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "plan",
+        "--config",
+        str(config),
+        "--world-size",
+        "7",
+        "--no-data",
+        "--search",
+        "training.global_batch_size=3",
+    ]
+    assert main(words) == 2
+    assert "no layout is possible on 7 GPUs" in capsys.readouterr().err
+
+
+def test_context_parallelism_halves_what_a_gpu_keeps(config: Path, tmp_path: Path) -> None:
+    """Plan only: nothing of it runs on a CPU."""
+    peaks = []
+    for context in (1, 2):
+        out = tmp_path / f"{context}.json"
+        settings = [f"parallel.context_parallel_size={context}", "parallel.pipeline_model_parallel_size=1"]
+        assert (
+            main(["plan", "--config", str(config), "--world-size", "8", "--no-data", "--json", str(out), *settings])
+            == 0
+        )
+        plan = json.loads(out.read_text())
+        peaks.append(sum(plan["stages"][0]["activations"].values()))
+        assert (plan["communication_a_step"][0]["context parallel"] > 0) == (context == 2)
+    assert 0.45 < peaks[1] / peaks[0] < 0.55
+
+
 def test_a_gpu_that_is_not_in_the_table(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(config), "--world-size", "8", "--gpu", "h100"]) == 2
     assert "h100-80g" in capsys.readouterr().err

@@ -111,6 +111,12 @@ def search(request: PlanRequest, wanted: int) -> SearchResult:
 
     run, model, gpu = read_request(request)
     found = search_layouts(run, model, gpu, request.world_size, wanted)
+    if not found.examined:
+        raise UserError(
+            f"no layout is possible on {request.world_size} GPUs with training.global_batch_size "
+            f"{run.training.global_batch_size}: use a batch that many small numbers divide, such as "
+            f"{request.world_size * 4}, or another --world-size."
+        )
     if not found.candidates:
         raise UserError(
             f"of {found.examined} possible layouts on {request.world_size} × {gpu.name} none was found to fit: take more GPUs "
