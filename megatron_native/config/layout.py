@@ -44,7 +44,7 @@ def check_layout(run: RunConfig, model: ModelConfig, world_size: int, platform: 
         *pipeline_findings(run.parallel, model),
         *_context_findings(run, model, platform),
         *_overlap_findings(run),
-        *_recompute_findings(run, model),
+        *_recompute_findings(run, model, platform),
     ]
     if run.training.precision == "fp8":
         findings += _fp8_findings(run, model)
@@ -166,7 +166,7 @@ def _optimizer_findings(run: RunConfig, world_size: int) -> Iterator[str]:
             )
 
 
-def _recompute_findings(run: RunConfig, model: ModelConfig) -> Iterator[str]:
+def _recompute_findings(run: RunConfig, model: ModelConfig, platform: PlatformKind | None) -> Iterator[str]:
     training = run.training
     if training.recompute == "full" and next(pipeline_findings(run.parallel, model), None) is None:
         largest = max(max(chunks) for chunks in layers_of_chunks(run.parallel, model.num_layers))
@@ -180,6 +180,11 @@ def _recompute_findings(run: RunConfig, model: ModelConfig) -> Iterator[str]:
             yield "training.recompute selective recomputes training.recompute_modules, which is empty: name some"
         if "layernorm" in training.recompute_modules and training.precision == "fp8" and run.fp8.recipe == "delayed":
             yield "training.recompute_modules layernorm can't be recomputed under fp8.recipe delayed: leave it out"
+        elif "layernorm" in training.recompute_modules and (platform == "cpu" or run.layer_spec == "torch"):
+            yield (
+                "training.recompute_modules layernorm needs Transformer Engine's layers, whose norms megatron-core can compute "
+                "again: leave it out on the CPU and with layer_spec=torch"
+            )
 
 
 def _fp8_findings(run: RunConfig, model: ModelConfig) -> Iterator[str]:

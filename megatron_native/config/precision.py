@@ -58,7 +58,7 @@ class ConscienceSection(Section):
     max_output_error: float = Field(default=0.2, gt=0)
     """Relative error of a layer's output (FP8 against BF16, by norms) above which it is named."""
     max_saturation: float = Field(default=0.001, ge=0)
-    """Share of a layer's values at FP8's largest value above which it is named."""
+    """Share of a layer's values beyond FP8's largest value, clipped to it, above which it is named."""
     max_underflow: float = Field(default=0.1, ge=0)
     """Share of a layer's non-zero values that become zero in FP8 above which it is named."""
     patience: int = Field(default=2, gt=0)

@@ -174,6 +174,13 @@ def test_norms_are_not_recomputed_under_delayed_scaling() -> None:
     accepted({"training": training})
 
 
+def test_norms_are_recomputed_by_transformer_engines_layers_only() -> None:
+    training = {"recompute": "selective", "recompute_modules": ["layernorm"]}
+    assert "needs Transformer Engine's layers" in refused({"training": training, "platform": "cpu"})
+    assert "needs Transformer Engine's layers" in refused({"training": training, "layer_spec": "torch"})
+    accepted({"training": training, "platform": "cuda"})
+
+
 def test_every_finding_is_in_one_message() -> None:
     said = refused({"parallel": {"tensor_model_parallel_size": 3, "pipeline_model_parallel_size": 5}})
     assert "cannot be split by tensor_model" in said and "use one of 1, 2, 4, 8" in said and "32 layers" in said

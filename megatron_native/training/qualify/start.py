@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_native.config.environment import cuda_environment
 from megatron_native.config.load import load_run_config
-from megatron_native.config.megatron import CUDA_ENVIRONMENT
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from megatron_native.platform import Platform
@@ -72,8 +72,7 @@ def _climb(
         os.environ[RECORD_VARIABLE] = str(record)
     from megatron_native.platform import start_platform, stop_platform
 
-    environment = {**CUDA_ENVIRONMENT, **run.environment}
-    platform = start_platform(run.platform, timeout_minutes=_TIMEOUT_MINUTES, cuda_environment=environment)
+    platform = start_platform(run.platform, timeout_minutes=_TIMEOUT_MINUTES, cuda_environment=cuda_environment(run))
     import torch
 
     if platform.name == "cpu" and "OMP_NUM_THREADS" not in os.environ:

@@ -8,13 +8,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-EXACT_ENVIRONMENT = {
-    "NCCL_ALGO": "Ring",
-    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
-"""What mode `exact` wants of libraries on CUDA."""
-
 
 def main() -> None:
     """Train every configuration to its end, or die in a step."""
@@ -22,13 +15,12 @@ def main() -> None:
     parser.add_argument("configs", nargs="+", type=Path)
     parser.add_argument("--die-at", type=int, default=0)
     arguments = parser.parse_args()
+    from megatron_native.config.environment import cuda_environment
     from megatron_native.config.load import load_run_config
-    from megatron_native.config.megatron import CUDA_ENVIRONMENT
     from megatron_native.platform import start_platform, stop_platform
 
     runs = [load_run_config(path, []) for path in arguments.configs]
-    environment = {**CUDA_ENVIRONMENT, **EXACT_ENVIRONMENT, **runs[0].environment}
-    platform = start_platform(runs[0].platform, cuda_environment=environment)
+    platform = start_platform(runs[0].platform, cuda_environment=cuda_environment(runs[0]))
     from megatron_native.training.qualify import session
     from megatron_native.training.trainer import Trainer
 
