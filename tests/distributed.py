@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -97,6 +98,8 @@ def _fork(order: dict[str, Any], rank: int, port: int) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
+        for child in multiprocessing.active_children():  # megatron-core's writer leaves the server of its queue behind
+            child.kill()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
