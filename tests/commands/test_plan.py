@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,43 @@ def test_missing_data_is_a_finding_and_code_2(config: Path, capsys: pytest.Captu
     assert main(["plan", "--config", str(config), "--world-size", "8"]) == 2
     said = " ".join(capsys.readouterr().out.split())
     assert "error: " in said and "there is no tokens.bin" in said and "It fits" in said
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name, parameters", [
+    ("llama3_70b", "70,553,706,496"), ("llama3_8b", "8,030,261,248"), ("qwen1.5_32b", "32,512,218,112"),
+])  # fmt: skip
+def test_the_plan_of_an_examples_readme(name: str, parameters: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command as the README has it: it fits, and what is awaited is a note."""
+    (line,) = re.findall(r"^ *megatron-native (plan .*)$", (EXAMPLES / name / "README.md").read_text(), re.MULTILINE)
+    assert main(line.replace("examples/", f"{EXAMPLES}/").split()) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "It fits" in said and parameters in said and "error:" not in said
+    assert "which the run starts from, is not there yet" in said
+
+
+def test_a_model_that_nothing_describes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--config", str(EXAMPLES / "llama3_8b/run.yaml"), "--world-size", "64", "--no-data"]
+    assert main(words) == 2
+    assert "give --hf FOLDER with the model's config.json" in capsys.readouterr().err
+    assert main([*words, "--hf", str(tmp_path)]) == 2
+    assert f"{tmp_path} has none" in capsys.readouterr().err
+
+
+def test_without_no_data_a_missing_checkpoint_is_an_error_once(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--config",
+        str(EXAMPLES / "llama3_8b/run.yaml"),
+        "--hf",
+        str(EXAMPLES / "llama3_8b"),
+        "--world-size",
+        "64",
+    ]
+    assert main(["plan", *words, "--json", "-"]) == 2
+    found = [finding for finding in json.loads(capsys.readouterr().out)["findings"] if "llama3-8b" in finding["what"]]
+    assert len(found) == 1 and found[0]["kind"] == "error"
 
 
 def test_an_impossible_layout_says_so_alone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

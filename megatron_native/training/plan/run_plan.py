@@ -10,7 +10,7 @@ from megatron_native.config.layout import data_parallel_size
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
-from megatron_native.training.plan.checkpoint_size import checkpoint_size, speed_of_saves
+from megatron_native.training.plan.checkpoint_size import checkpoint_size, speed_of_saves, stored_parameters
 from megatron_native.training.plan.flops import FORMULA
 from megatron_native.training.plan.gpus import GIB, Gpu
 from megatron_native.training.plan.memory import RankMemory, rank_memory
@@ -111,6 +111,7 @@ class RunPlan:
                 **parallel.model_dump(), "data_parallel_size": data_parallel_size(self.run, self.world_size),
                 "precision": self.run.training.precision, "recompute": self.run.training.recompute,
             },
+            "parameters": stored_parameters(self.model, 1),
             "fits": self.fits,
             "usable_bytes": self.gpu.usable_bytes,
             "stages": [

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from megatron_native.config.layout import data_parallel_size
+from megatron_native.training.plan.checkpoint_size import stored_parameters
 from megatron_native.training.plan.findings import Finding
 from megatron_native.training.plan.flops import FORMULA
 from megatron_native.training.plan.memory import RankMemory
@@ -68,8 +69,8 @@ def _heading(plan: RunPlan) -> str:
     if recompute == "selective":
         recompute += f" ({', '.join(training.recompute_modules)})"
     return (
-        f"{model.family}, {model.num_layers} layers of {model.hidden_size:,}, vocabulary {model.vocab_size:,}; "
-        f"{training.precision.upper()}, recompute {recompute}\n"
+        f"{model.family}, {model.num_layers} layers of {model.hidden_size:,}, vocabulary {model.vocab_size:,}, "
+        f"{stored_parameters(model, 1):,} parameters; {training.precision.upper()}, recompute {recompute}\n"
         f"{plan.world_size} × {plan.gpu.name}: {' · '.join(layout)}"
     )
 

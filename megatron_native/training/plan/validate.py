@@ -116,16 +116,25 @@ def epochs_of(run: RunConfig, facts: Mapping[Path, Mapping[str, Any]]) -> dict[s
     }  # fmt: skip
 
 
-def start_findings(run: RunConfig) -> list[Finding]:
-    """Is what the run starts from whole, and can its folder be written?"""
+def start_findings(run: RunConfig, awaited: bool) -> list[Finding]:
+    """Is what the run starts from whole, and can its folder be written?
+
+    Args:
+        run: the run.
+        awaited: whether a checkpoint may be made yet; where not, `data_findings` says that the one to start from is missing.
+    """
     findings = []
     source = run.model.checkpoint or run.model.branch_from
-    if source is not None:
+    if source is not None and awaited and not source.exists():
+        findings.append(Finding(
+            f"{source}, which the run starts from, is not there yet", "", "make it with import-hf before the run", "note",
+        ))  # fmt: skip
+    elif source is not None and (source.exists() or source == run.model.branch_from):
         try:
             check_complete(source)
         except UserError as error:
             findings.append(Finding(str(error), "", ""))
-    else:
+    elif source is None:
         findings.append(Finding(
             "the run starts from random weights (model.hf_config)", "nothing of a trained model is continued",
             "for continued pre-training give model.checkpoint, which import-hf writes", "note",

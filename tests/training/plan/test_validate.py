@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_and_a_folder_that_cannot_be_written(tmp_path: Path
     run = run_of(
         model={"hf_config": None, "checkpoint": str(tmp_path / "checkpoint")}, checkpointing={"save_interval": 10}
     )
-    (finding,) = start_findings(run)
+    (finding,) = start_findings(run, awaited=True)
     assert finding.kind == "error" and "checkpoint" in finding.what
 
 
