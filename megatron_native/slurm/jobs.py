@@ -123,7 +123,7 @@ class RunJobs:
         """The job that trains."""
         job = TrainingJob(
             self.cluster, self.config, self.overrides, self.run.run_dir, self.logs, self.nodes,
-            signal_margin(self.cluster, self.run.run_dir, self.model), self.run.faults.max_restarts,
+            signal_margin(self.cluster, self.run, self.model), self.run.faults.max_restarts,
         )  # fmt: skip
         return Job("pretrain", training_script(job), self.logs, after, self.cluster.chain_jobs)
 

@@ -107,6 +107,21 @@ def test_a_slurm_script_is_checked_against_the_plan(
     assert "2 nodes × 8 GPUs = 16 processes, and the plan is for 8" in " ".join(capsys.readouterr().out.split())
 
 
+def test_launchs_own_script_passes_with_the_speed_that_it_was_made_for(tmp_path: Path) -> None:
+    site, folder = tmp_path / "site.yaml", tmp_path / "scripts"
+    run = ["--config", str(EXAMPLES / "llama3_70b/run.yaml"), "--hf", str(EXAMPLES / "llama3_70b")]
+    site.write_text("gpus_per_node: 8\ntime: '24:00:00'\ncheckpoint_gb_per_second: 5\nrequeue: false\n")
+    assert main(["launch", *run, "--slurm", str(site), "--nodes", "8", "--write", str(folder)]) == 0
+    words = ["plan", *run, "--no-data", "--world-size", "64", "--sbatch", str(folder / "pretrain.sbatch")]
+    plans = []
+    for rate in ("5", "4"):
+        main([*words, "--storage-gb-s", rate, "--json", str(tmp_path / "plan.json")])
+        plans.append(json.loads((tmp_path / "plan.json").read_text())["findings"])
+    quick, slow = ([found["what"] for found in found_ if "sbatch" in found["what"]] for found_ in plans)
+    assert quick == []
+    assert len(slow) == 1 and "sends its signal" in slow[0]
+
+
 def test_search_ranks_what_fits(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--config", str(config), "--world-size", "8", "--no-data", "--search", "--top", "3", "--json", "-"]
     assert main([*words]) == 0

@@ -83,7 +83,7 @@ def plan_and_check(request: PlanRequest) -> Planned:
 
         plan = planned.plan
         planned.findings += slurm_findings(
-            request.sbatch, request.world_size, plan.saving.seconds if plan else None,
+            request.sbatch, request.world_size, plan.saving if plan else None,
             plan.step.seconds if plan else None,
         )  # fmt: skip
     return planned

@@ -10,7 +10,13 @@ from megatron_native.config.layout import data_parallel_size
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
-from megatron_native.training.plan.checkpoint_size import checkpoint_size, speed_of_saves, stored_parameters
+from megatron_native.training.plan.checkpoint_size import (
+    ASSUMED_GB_S,
+    Saving,
+    checkpoint_size,
+    speed_of_saves,
+    stored_parameters,
+)
 from megatron_native.training.plan.flops import FORMULA
 from megatron_native.training.plan.gpus import GIB, Gpu
 from megatron_native.training.plan.memory import RankMemory, rank_memory
@@ -19,8 +25,6 @@ from megatron_native.training.plan.step_time import PhaseEstimate, StepEstimate,
 from megatron_native.training.plan.validate import layout_findings
 
 FORMAT = "megatron-native/plan/1"
-ASSUMED_GB_S = 10.0
-"""GB/s of a parallel file system, over all ranks: a choice."""
 
 
 def overrides_text(settings: Mapping[str, Any]) -> str:
@@ -51,22 +55,6 @@ class Remedy:
     def text(self) -> str:
         """As overrides on the command line."""
         return overrides_text(self.settings)
-
-
-@dataclass(frozen=True)
-class Saving:
-    """A checkpoint of the run."""
-
-    bytes: int
-    gb_a_second: float
-    """To the file system, all ranks together."""
-    rate_is: str
-    """Where the rate is from."""
-
-    @property
-    def seconds(self) -> float:
-        """Estimate of writing it."""
-        return self.bytes / (self.gb_a_second * 1e9)
 
 
 @dataclass(frozen=True)
