@@ -58,9 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
     import sys
 
     from megatron_native.commands.output_file import write_file
+    from megatron_native.errors import UserError
     from megatron_native.training.plan.planning import PlanRequest, plan_and_check, search, timeline_html
     from megatron_native.training.plan.table import findings_text, plan_table, search_table
 
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top}: give the number of layouts to show, 1 or more.")
+    for name in ("timeline", "sbatch"):
+        if arguments.search and getattr(arguments, name) is not None:
+            raise UserError(
+                f"--{name} is about one layout, and --search about many: search first, then plan the layout that you take with "
+                f"--{name}."
+            )
     request = PlanRequest(
         arguments.config, arguments.overrides, arguments.world_size, arguments.gpu, arguments.no_data, arguments.sbatch,
         arguments.storage_gb_s, arguments.hf,

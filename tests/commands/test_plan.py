@@ -95,7 +95,7 @@ def test_without_no_data_a_missing_checkpoint_is_an_error_once(capsys: pytest.Ca
 def test_an_impossible_layout_says_so_alone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(config), "--world-size", "6", "--no-data", "--json", "-"]) == 2
     found = json.loads(capsys.readouterr().out)
-    assert "stages" not in found and "6 processes" in found["findings"][0]["what"]
+    assert "stages" not in found and "6 GPUs" in found["findings"][0]["what"]
 
 
 def test_a_slurm_script_is_checked_against_the_plan(
@@ -127,10 +127,34 @@ def test_search_ranks_what_fits(config: Path, capsys: pytest.CaptureFixture[str]
     assert main([*words]) == 0
     found = json.loads(capsys.readouterr().out)
     rates = [layout["tokens_a_second"] for layout in found["layouts"]]
-    assert len(rates) == 3 and rates == sorted(rates, reverse=True)
+    own = [not layout["settings"] for layout in found["layouts"]]
+    assert rates == sorted(rates, reverse=True)
+    assert own in ([False] * 3 + [True], [True, False, False], [False, True, False], [False, False, True])
     assert found["examined"] > 50
     best = found["layouts"][0]
     assert best["tensor"] * best["pipeline"] * best["context"] * best["data"] == 8
+
+
+def test_search_ranks_the_runs_own_layout_too(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipeline with three layers here and one there is none that the search makes by itself."""
+    words = ["plan", "--config", str(config), "--world-size", "8", "--no-data"]
+    own = "parallel.num_layers_in_first_pipeline_stage=1"
+    assert main([*words, own, "--json", "-"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert main([*words, own, "--search", "--top", "2", "--json", "-"]) == 0
+    (found,) = [one for one in json.loads(capsys.readouterr().out)["layouts"] if not one["settings"]]
+    assert (found["tensor"], found["pipeline"], found["peak"]) == (2, 2, max(s["peak"] for s in planned["stages"]))
+    assert main([*words, own, "--search", "--top", "2"]) == 0
+    assert capsys.readouterr().out.count("the run's own") == 1
+
+
+@pytest.mark.parametrize("asked, said", [
+    (["--top", "0"], "--top 0"), (["--timeline", "t.html"], "--timeline is about one layout"),
+    (["--sbatch", "x"], "--sbatch is"),
+])  # fmt: skip
+def test_what_search_cannot_do(config: Path, asked: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(config), "--world-size", "8", "--search", *asked]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_search_without_any_possible_layout(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

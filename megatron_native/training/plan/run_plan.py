@@ -42,7 +42,7 @@ def _override_value(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Remedy:
-    """One setting that would make a run fit."""
+    """One change that would make a run fit."""
 
     settings: dict[str, Any]
     """Dotted name → value."""
@@ -212,7 +212,7 @@ def _single_changes(run: RunConfig) -> Iterator[dict[str, Any]]:
     if training.recompute != "full":
         yield {"training.recompute": "full"}
     if training.micro_batch_size > 1:
-        yield {"training.micro_batch_size": training.micro_batch_size // 2}
+        yield micro_batch_settings(run, training.micro_batch_size // 2)
     if not parallel.use_distributed_optimizer:
         yield {"parallel.use_distributed_optimizer": True}
     if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
@@ -227,6 +227,12 @@ def _single_changes(run: RunConfig) -> Iterator[dict[str, Any]]:
         yield {"fp8.param_gather": True}
     if run.optimizer.grad_reduce_in_fp32:
         yield {"optimizer.grad_reduce_in_fp32": False}
+
+
+def micro_batch_settings(run: RunConfig, size: int) -> dict[str, Any]:
+    """Another micro-batch; with buffers of one size for overlapped communication, evaluation takes it too."""
+    tied = run.parallel.tp_comm_overlap and run.evaluation.micro_batch_size == run.training.micro_batch_size
+    return {"training.micro_batch_size": size} | ({"evaluation.micro_batch_size": size} if tied else {})
 
 
 def with_settings(run: RunConfig, settings: dict[str, Any]) -> RunConfig:

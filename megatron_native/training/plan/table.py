@@ -235,12 +235,14 @@ def search_table(found: SearchResult) -> str:
             "tokens/s/GPU",
             "peak GiB",
             "bubble",
+            "",
         )
     ]
     for one in found.candidates:
         rows.append((
             str(one.tensor), str(one.pipeline), str(one.chunks), str(one.context), str(one.data), str(one.micro_batch),
             one.recompute, f"{one.tokens_a_second:,.0f}", gib(one.peak), f"{one.bubble:.1%}",
+            "" if one.settings else "the run's own",
         ))  # fmt: skip
     head = (
         f"{found.examined} layouts are possible, {found.looked_at} were looked at for memory; the fastest that fit, by "
@@ -248,4 +250,6 @@ def search_table(found: SearchResult) -> str:
     )
     return f"{head}\n{aligned(rows, left=0)}\n" + _wrapped(
         "the first as settings: " + overrides_text(found.candidates[0].settings)
+        if found.candidates[0].settings
+        else "the first is the run's own: nothing to change"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_native.checkpoint.layout import check_complete
-from megatron_native.config.layout import check_layout
+from megatron_native.config.layout import check_layout, model_parallel_size
 from megatron_native.config.load import check_files
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.phases import resolve_phases
@@ -33,20 +33,21 @@ Scaling Data-Constrained Language Models, 2023)."""
 def layout_findings(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int) -> list[Finding]:
     """Does the layout fit the model, the number of GPUs, and the GPU?"""
     findings: list[Finding] = []
+    parallel = run.parallel
+    cp, share = parallel.context_parallel_size, model_parallel_size(run)
+    if world_size % share:
+        findings.append(Finding(
+            f"{world_size} GPUs can't be split by tensor {parallel.tensor_model_parallel_size} × pipeline "
+            f"{parallel.pipeline_model_parallel_size} × context {cp} parallelism", "",
+            f"plan for a multiple of {share}, or change one of the three",
+        ))  # fmt: skip
+        return findings
     for check in (lambda: check_layout(run, model, world_size), lambda: split_stages(run, model)):
         try:
             check()
         except UserError as error:
             findings.append(Finding(str(error), "", ""))
             return findings
-    parallel = run.parallel
-    cp = parallel.context_parallel_size
-    if world_size % (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * cp):
-        findings.append(Finding(
-            f"{world_size} processes can't be split by tensor {parallel.tensor_model_parallel_size} × pipeline "
-            f"{parallel.pipeline_model_parallel_size} × context {cp}", "", "change one of the three, or --world-size",
-        ))  # fmt: skip
-        return findings
     for phase in resolve_phases(run):
         pieces = 2 * cp * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
         if cp > 1 and phase.seq_length % pieces:

@@ -17,7 +17,7 @@ H100 = read_gpu("h100-80g")
 
 
 @pytest.mark.parametrize("world_size, changed, said", [
-    (500, {}, "500 processes"),
+    (500, {}, "500 GPUs"),
     (512, {"parallel": {"tensor_model_parallel_size": 3}}, "3"),
     (512, {"training": {"global_batch_size": 1000}}, "1000 is no multiple"),
     (512, {"parallel": {"virtual_pipeline_model_parallel_size": 3}}, "80 layers"),
