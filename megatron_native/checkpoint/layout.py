@@ -138,6 +138,10 @@ def read_model_config(checkpoint: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not checkpoint.exists():
+            raise UserError(
+                f"there is no checkpoint {checkpoint}: `megatron-native import-hf` makes one from a Hugging Face folder."
+            ) from None
         raise UserError(f"{checkpoint} has no {MODEL_FILE}, so it is no checkpoint of megatron-native.") from None
     except (OSError, ValueError, ValidationError) as error:
         raise UserError(f"{path} does not describe a model ({error}); take it from another checkpoint.") from error

@@ -12,6 +12,7 @@ speed from the GPU's figures. Nothing is started."""
 
 EXAMPLES = """\
   megatron-native plan --config run.yaml --world-size 512
+  megatron-native plan --config run.yaml --world-size 512 --hf models/Meta-Llama-3-70B --no-data
   megatron-native plan --config run.yaml --world-size 64 --gpu h200-141g training.micro_batch_size=2
   megatron-native plan --config run.yaml --world-size 128 --no-data --json plan.json --timeline timeline.html
   megatron-native plan --config run.yaml --world-size 512 --sbatch pretrain.sbatch
@@ -27,8 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu", default="h100-80g", metavar="NAME", help="kind of GPU (h100-80g, h200-141g, a100-80g, b200-180g)"
     )
+    parser.add_argument("--no-data", action="store_true", help="plan before the datasets and the checkpoint are there")
     parser.add_argument(
-        "--no-data", action="store_true", help="plan before the datasets and the checkpoint's tokens are there"
+        "--hf",
+        type=Path,
+        metavar="DIR",
+        help="folder with the model's config.json, while the checkpoint is not there",
     )
     parser.add_argument("--sbatch", type=Path, metavar="FILE", help="check this Slurm script against the run")
     parser.add_argument(
@@ -53,12 +58,21 @@ def run(arguments: argparse.Namespace) -> int:
     import sys
 
     from megatron_native.commands.output_file import write_file
+    from megatron_native.errors import UserError
     from megatron_native.training.plan.planning import PlanRequest, plan_and_check, search, timeline_html
     from megatron_native.training.plan.table import findings_text, plan_table, search_table
 
+    if arguments.top < 1:
+        raise UserError(f"--top {arguments.top}: give the number of layouts to show, 1 or more.")
+    for name in ("timeline", "sbatch"):
+        if arguments.search and getattr(arguments, name) is not None:
+            raise UserError(
+                f"--{name} is about one layout, and --search about many: search first, then plan the layout that you take with "
+                f"--{name}."
+            )
     request = PlanRequest(
         arguments.config, arguments.overrides, arguments.world_size, arguments.gpu, arguments.no_data, arguments.sbatch,
-        arguments.storage_gb_s,
+        arguments.storage_gb_s, arguments.hf,
     )  # fmt: skip
     if arguments.search:
         found = search(request, arguments.top)

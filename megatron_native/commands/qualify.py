@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         return run_rank(
             arguments.config, arguments.overrides, arguments.rungs, arguments.record, arguments.keep, arguments.json
         )
-    load_run_config(arguments.config, arguments.overrides)
+    load_run_config(arguments.config, arguments.overrides, files=False)
     chosen_rungs(arguments.rungs)
     options = ["--config", str(arguments.config)]
     for name in ("rungs", "record"):

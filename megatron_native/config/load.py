@@ -61,7 +61,8 @@ def check_files(config: RunConfig, source: str) -> None:
     Raises:
         UserError: names the field, the path and what was expected there.
     """
-    missing = []
+    missing: list[str] = []
+    without_data: dict[str, list[str]] = {}
     if config.model.checkpoint is not None and not (config.model.checkpoint / "metadata.json").is_file():
         missing.append(
             f"model.checkpoint = {config.model.checkpoint} is not a checkpoint (no metadata.json there); "
@@ -72,13 +73,13 @@ def check_files(config: RunConfig, source: str) -> None:
     blends = {"data": config.data.blend, **{f"phases.{n}": phase.blend or [] for n, phase in enumerate(config.phases)}}
     for owner, blend in blends.items():
         for index, entry in enumerate(blend):
-            for ending in (".bin", ".idx"):
-                if not Path(f"{entry.prefix}{ending}").is_file():
-                    missing.append(
-                        f"{owner}.blend.{index}.prefix = {entry.prefix}: there is no {entry.prefix}{ending}; "
-                        "`tokenize` prints the prefix it wrote"
-                    )
-                    break
+            if not all(Path(f"{entry.prefix}{ending}").is_file() for ending in (".bin", ".idx")):
+                without_data.setdefault(str(entry.prefix), []).append(f"{owner}.blend.{index}.prefix")
+    for prefix, names in without_data.items():
+        ending = ".idx" if Path(f"{prefix}.bin").is_file() else ".bin"
+        missing.append(f"{', '.join(names)} = {prefix}: there is no {prefix}{ending}")
+    if without_data:
+        missing[-1] += "; `tokenize` prints the prefix it wrote"
     for index, heldout in enumerate(config.evaluation.heldout):
         if heldout.kind == "conversations":
             if not Path(f"{heldout.path}.idx").is_file():
@@ -95,11 +96,15 @@ def apply_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
     for override in overrides:
         dotted, separator, text = override.partition("=")
         if not separator or not dotted:
-            raise UserError(f"'{override}' is not an override: write section.key=value, for example training.steps=100.")
+            raise UserError(
+                f"'{override}' is not an override: write section.key=value, for example training.steps=100."
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"the value of '{override}' is not YAML ({_one_line(error)}); quote it if it is text.") from None
+            raise UserError(
+                f"the value of '{override}' is not YAML ({_one_line(error)}); quote it if it is text."
+            ) from None
         _put(result, dotted.split("."), value, override)
     return result
 

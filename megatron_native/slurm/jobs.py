@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_native.config.layout import check_layout
+from megatron_native.config.layout import check_layout, model_parallel_size
 from megatron_native.config.load import check_files
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
@@ -93,21 +94,20 @@ class RunJobs:
                 "platform is 'cuda' and the cluster's file says gpus_per_node: 0: give it the GPUs of a node."
             )
         world_size, remarks = self.nodes * self.cluster.processes_per_node, []
+        parallel = self.run.parallel
+        share, processes = model_parallel_size(self.run), self.cluster.processes_per_node
+        if world_size % share:
+            raise UserError(
+                f"--nodes {self.nodes} × {processes} processes a node are {world_size}, which cannot be "
+                f"split by tensor × pipeline × context parallelism {parallel.tensor_model_parallel_size} × "
+                f"{parallel.pipeline_model_parallel_size} × {parallel.context_parallel_size}: take a multiple of "
+                f"{share // math.gcd(share, processes)} nodes."
+            )
         if self.model is not None:
             check_layout(self.run, self.model, world_size)
         else:
             remarks.append(
                 "the model's shape is not known here, so the layout is checked in part: give --hf FOLDER with a config.json"
-            )
-        parallel = self.run.parallel
-        share = (
-            parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-        )
-        if world_size % share:
-            raise UserError(
-                f"--nodes {self.nodes} × {self.cluster.processes_per_node} processes a node are {world_size}, which cannot be "
-                f"split by tensor × pipeline × context parallelism {parallel.tensor_model_parallel_size} × "
-                f"{parallel.pipeline_model_parallel_size} × {parallel.context_parallel_size}: take a multiple of {share}."
             )
         batch, copies = self.run.training.global_batch_size, world_size // share * self.run.training.micro_batch_size
         if batch % copies:
@@ -123,7 +123,7 @@ class RunJobs:
         """The job that trains."""
         job = TrainingJob(
             self.cluster, self.config, self.overrides, self.run.run_dir, self.logs, self.nodes,
-            signal_margin(self.cluster, self.run.run_dir, self.model), self.run.faults.max_restarts,
+            signal_margin(self.cluster, self.run, self.model), self.run.faults.max_restarts,
         )  # fmt: skip
         return Job("pretrain", training_script(job), self.logs, after, self.cluster.chain_jobs)
 

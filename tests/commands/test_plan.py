@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +55,47 @@ def test_missing_data_is_a_finding_and_code_2(config: Path, capsys: pytest.Captu
     assert "error: " in said and "there is no tokens.bin" in said and "It fits" in said
 
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name, parameters", [
+    ("llama3_70b", "70,553,706,496"), ("llama3_8b", "8,030,261,248"), ("qwen1.5_32b", "32,512,218,112"),
+])  # fmt: skip
+def test_the_plan_of_an_examples_readme(name: str, parameters: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command as the README has it: it fits, and what is awaited is a note."""
+    (line,) = re.findall(r"^ *megatron-native (plan .*)$", (EXAMPLES / name / "README.md").read_text(), re.MULTILINE)
+    assert main(line.replace("examples/", f"{EXAMPLES}/").split()) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "It fits" in said and parameters in said and "error:" not in said
+    assert "which the run starts from, is not there yet" in said
+
+
+def test_a_model_that_nothing_describes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--config", str(EXAMPLES / "llama3_8b/run.yaml"), "--world-size", "64", "--no-data"]
+    assert main(words) == 2
+    assert "give --hf FOLDER with the model's config.json" in capsys.readouterr().err
+    assert main([*words, "--hf", str(tmp_path)]) == 2
+    assert f"{tmp_path} has none" in capsys.readouterr().err
+
+
+def test_without_no_data_a_missing_checkpoint_is_an_error_once(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--config",
+        str(EXAMPLES / "llama3_8b/run.yaml"),
+        "--hf",
+        str(EXAMPLES / "llama3_8b"),
+        "--world-size",
+        "64",
+    ]
+    assert main(["plan", *words, "--json", "-"]) == 2
+    found = [finding for finding in json.loads(capsys.readouterr().out)["findings"] if "llama3-8b" in finding["what"]]
+    assert len(found) == 1 and found[0]["kind"] == "error"
+
+
 def test_an_impossible_layout_says_so_alone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(config), "--world-size", "6", "--no-data", "--json", "-"]) == 2
     found = json.loads(capsys.readouterr().out)
-    assert "stages" not in found and "6 processes" in found["findings"][0]["what"]
+    assert "stages" not in found and "6 GPUs" in found["findings"][0]["what"]
 
 
 def test_a_slurm_script_is_checked_against_the_plan(
@@ -69,15 +107,54 @@ def test_a_slurm_script_is_checked_against_the_plan(
     assert "2 nodes × 8 GPUs = 16 processes, and the plan is for 8" in " ".join(capsys.readouterr().out.split())
 
 
+def test_launchs_own_script_passes_with_the_speed_that_it_was_made_for(tmp_path: Path) -> None:
+    site, folder = tmp_path / "site.yaml", tmp_path / "scripts"
+    run = ["--config", str(EXAMPLES / "llama3_70b/run.yaml"), "--hf", str(EXAMPLES / "llama3_70b")]
+    site.write_text("gpus_per_node: 8\ntime: '24:00:00'\ncheckpoint_gb_per_second: 5\nrequeue: false\n")
+    assert main(["launch", *run, "--slurm", str(site), "--nodes", "8", "--write", str(folder)]) == 0
+    words = ["plan", *run, "--no-data", "--world-size", "64", "--sbatch", str(folder / "pretrain.sbatch")]
+    plans = []
+    for rate in ("5", "4"):
+        main([*words, "--storage-gb-s", rate, "--json", str(tmp_path / "plan.json")])
+        plans.append(json.loads((tmp_path / "plan.json").read_text())["findings"])
+    quick, slow = ([found["what"] for found in found_ if "sbatch" in found["what"]] for found_ in plans)
+    assert quick == []
+    assert len(slow) == 1 and "sends its signal" in slow[0]
+
+
 def test_search_ranks_what_fits(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--config", str(config), "--world-size", "8", "--no-data", "--search", "--top", "3", "--json", "-"]
     assert main([*words]) == 0
     found = json.loads(capsys.readouterr().out)
     rates = [layout["tokens_a_second"] for layout in found["layouts"]]
-    assert len(rates) == 3 and rates == sorted(rates, reverse=True)
+    own = [not layout["settings"] for layout in found["layouts"]]
+    assert rates == sorted(rates, reverse=True)
+    assert own in ([False] * 3 + [True], [True, False, False], [False, True, False], [False, False, True])
     assert found["examined"] > 50
     best = found["layouts"][0]
     assert best["tensor"] * best["pipeline"] * best["context"] * best["data"] == 8
+
+
+def test_search_ranks_the_runs_own_layout_too(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipeline with three layers here and one there is none that the search makes by itself."""
+    words = ["plan", "--config", str(config), "--world-size", "8", "--no-data"]
+    own = "parallel.num_layers_in_first_pipeline_stage=1"
+    assert main([*words, own, "--json", "-"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert main([*words, own, "--search", "--top", "2", "--json", "-"]) == 0
+    (found,) = [one for one in json.loads(capsys.readouterr().out)["layouts"] if not one["settings"]]
+    assert (found["tensor"], found["pipeline"], found["peak"]) == (2, 2, max(s["peak"] for s in planned["stages"]))
+    assert main([*words, own, "--search", "--top", "2"]) == 0
+    assert capsys.readouterr().out.count("the run's own") == 1
+
+
+@pytest.mark.parametrize("asked, said", [
+    (["--top", "0"], "--top 0"), (["--timeline", "t.html"], "--timeline is about one layout"),
+    (["--sbatch", "x"], "--sbatch is"),
+])  # fmt: skip
+def test_what_search_cannot_do(config: Path, asked: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(config), "--world-size", "8", "--search", *asked]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_search_without_any_possible_layout(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

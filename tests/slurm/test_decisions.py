@@ -14,9 +14,10 @@ from megatron_native.slurm.after_job import failure_report, judge
 from megatron_native.slurm.before_job import environment_text
 from megatron_native.slurm.before_job import main as before_job
 from megatron_native.slurm.cluster import Cluster, load_cluster, seconds_of
-from megatron_native.slurm.margin import parameter_count, signal_margin
+from megatron_native.slurm.margin import signal_margin
 from megatron_native.slurm.progress import Progress, begin_anew
 from megatron_native.training.node_place import NodeOutcome, State, read_outcomes, stderr_file
+from tests.training.plan.shapes import run_of
 
 LLAMA3_8B = ModelConfig(
     family="llama", num_layers=32, hidden_size=4096, ffn_hidden_size=14336, num_attention_heads=32, num_query_groups=8,
@@ -50,18 +51,25 @@ def test_a_site_that_can_not_be(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_margins_by_hand(tmp_path: Path) -> None:
-    assert signal_margin(Cluster(signal_margin=77), tmp_path, None).seconds == 77
-    assert signal_margin(Cluster(), tmp_path, None).seconds == 600
+    run = run_of(training={"precision": "bf16"}).model_copy(update={"run_dir": tmp_path})
+    assert signal_margin(Cluster(signal_margin=77), run, None).seconds == 77
+    assert signal_margin(Cluster(), run, None).seconds == signal_margin(Cluster(), run, LLAMA3_8B).seconds == 600
     # 8.03 billion parameters × 14 bytes = 112.4 GB, at 2 GB/s 56.2 s: 60 + 2 × 56.2 + 60 = 232.4, up to a multiple of 30.
-    assert parameter_count(LLAMA3_8B) == 8_030_261_248  # as the weights of Meta-Llama-3-8B count
-    assert signal_margin(Cluster(checkpoint_gb_per_second=2), tmp_path, LLAMA3_8B).seconds == 240
+    margin = signal_margin(Cluster(checkpoint_gb_per_second=2), run, LLAMA3_8B)
+    assert margin.seconds == 240 and "112 GB of 8.0 billion parameters at 2 GB/s" in margin.reason
+    # Without the optimizer 2 bytes a parameter: 16.06 GB in 8.03 s, 60 + 16.06 + 60 = 136.06.
+    bare = run.model_copy(update={"checkpointing": run.checkpointing.model_copy(update={"save_optimizer": False})})
+    assert signal_margin(Cluster(checkpoint_gb_per_second=2), bare, LLAMA3_8B).seconds == 150
+    # 50 × the layers: 349 billion in layers of 218,112,000 weights, 4.9 TB; at the assumed 10 GB/s 1,100 s for two saves.
+    large = LLAMA3_8B.model_copy(update={"num_layers": 32 * 50})
+    assert signal_margin(Cluster(), run, large).seconds == 1110
     lines = [{"step": 1, "loss": 1.0, "seconds": 7.0}, {"step": 2, "loss": 1.0, "seconds": 11.0}]
     lines += [{"step": 2, "saved": {"seconds": 40.0}}, {"step": 3, "saved": {"seconds": 31.0}}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     # 60 + 11 + 2 × 40 = 151, up to a multiple of 30.
-    assert signal_margin(Cluster(checkpoint_gb_per_second=2), tmp_path, LLAMA3_8B).seconds == 180
+    assert signal_margin(Cluster(checkpoint_gb_per_second=2), run, LLAMA3_8B).seconds == 180
     with pytest.raises(UserError, match="give jobs more time"):
-        signal_margin(Cluster(time="3"), tmp_path, None)
+        signal_margin(Cluster(time="3"), run, None)
 
 
 def outcome(

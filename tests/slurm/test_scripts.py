@@ -153,7 +153,7 @@ def test_what_could_not_run_is_refused(tmp_path: Path, run: Callable[[list[str]]
     said = refused(tmp_path, run, "--nodes", "3")
     assert "global_batch_size 4 is no multiple of micro_batch_size 1 × data-parallel size 3" in said
     said = refused(tmp_path, run, "--nodes", "2", "parallel.tensor_model_parallel_size=4")
-    assert "2 processes cannot be split by tensor_model_parallel_size 4" in said
+    assert "are 2, which cannot be split by tensor × pipeline × context parallelism 4 ×" in said
     said = refused(
         tmp_path, run, "parallel.pipeline_model_parallel_size=3", "training.global_batch_size=3", "--nodes", "3"
     )

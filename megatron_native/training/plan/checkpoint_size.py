@@ -20,6 +20,10 @@ from megatron_native.models.families import model_pieces
 from megatron_native.models.weight_map import VOCABULARY_KEYS
 from megatron_native.training.line_file import read_json_lines
 
+ASSUMED_GB_S = 10.0
+"""GB/s of a parallel file system, over all ranks: a choice."""
+SIGNAL_SECONDS = 60
+"""Slurm may signal so much earlier than asked; nothing says that it is never late, so it is counted in too (man sbatch)."""
 RANDOM_STATE_BYTES = 35_400
 """Random generators of one tensor- and pipeline-parallel rank, as pickled: Python's, numpy's, torch's, megatron-core's."""
 
@@ -45,6 +49,22 @@ class CheckpointSize:
         return self.total / bytes_per_second
 
 
+@dataclass(frozen=True)
+class Saving:
+    """A checkpoint of the run."""
+
+    bytes: int
+    gb_a_second: float
+    """To the file system, all ranks together."""
+    rate_is: str
+    """Where the rate is from."""
+
+    @property
+    def seconds(self) -> float:
+        """Estimate of writing it."""
+        return self.bytes / (self.gb_a_second * 1e9)
+
+
 def checkpoint_size(run: RunConfig, model: ModelConfig) -> CheckpointSize:
     """The size of each of a run's checkpoints."""
     parallel, fp32 = run.parallel, run.training.precision == "fp32"
@@ -59,6 +79,14 @@ def checkpoint_size(run: RunConfig, model: ModelConfig) -> CheckpointSize:
         optimizer=parameters * 4 * states if with_optimizer else 0,
         random_states=RANDOM_STATE_BYTES * ranks if with_optimizer else 0,
     )
+
+
+def stop_seconds(save_seconds: float, step_seconds: float) -> float:
+    """How long before its end a job has to be told to stop.
+
+    Room for Slurm's own inexactness, the step that is under way, a save that is still being written, and the save itself.
+    """
+    return SIGNAL_SECONDS + step_seconds + 2 * save_seconds
 
 
 def stored_parameters(model: ModelConfig, tensor_parallel: int) -> int:

@@ -15,7 +15,7 @@ from megatron_native.platform.quiet import silence_libraries
 from megatron_native.training.plan.findings import Finding
 from megatron_native.training.plan.gpus import DEFAULT_GPU, Gpu, read_gpu
 from megatron_native.training.plan.validate import data_findings, layout_findings, start_findings
-from megatron_native.training.shape import read_model
+from megatron_native.training.shape import find_model
 
 if TYPE_CHECKING:
     from megatron_native.training.plan.run_plan import RunPlan
@@ -33,6 +33,8 @@ class PlanRequest:
     no_data: bool = False
     sbatch: Path | None = None
     storage_gb_s: float | None = None
+    hf: Path | None = None
+    """Hugging Face folder that will be imported; says the model's shape before the checkpoint is there."""
 
 
 @dataclass
@@ -66,7 +68,7 @@ def plan_and_check(request: PlanRequest) -> Planned:
     run, model, gpu = read_request(request)
     planned = Planned(layout_findings(run, model, gpu, request.world_size))
     possible = all(finding.kind != "error" for finding in planned.findings)
-    planned.findings += start_findings(run)
+    planned.findings += start_findings(run, awaited=request.no_data)
     if not request.no_data:
         found, planned.data = data_findings(run, model, str(request.config))
         planned.findings += found
@@ -81,7 +83,7 @@ def plan_and_check(request: PlanRequest) -> Planned:
 
         plan = planned.plan
         planned.findings += slurm_findings(
-            request.sbatch, request.world_size, plan.saving.seconds if plan else None,
+            request.sbatch, request.world_size, plan.saving if plan else None,
             plan.step.seconds if plan else None,
         )  # fmt: skip
     return planned
@@ -98,7 +100,14 @@ def read_request(request: PlanRequest) -> tuple[RunConfig, ModelConfig, Gpu]:
     silence_libraries()
     gpu = read_gpu(request.gpu)
     run = load_run_config(request.config, request.overrides, files=False)
-    return run, read_model(run), gpu
+    model = find_model(run, request.hf)
+    if model is None:
+        source = run.model.checkpoint or run.model.branch_from or run.model.hf_config
+        raise UserError(
+            f"{source} is not there, so nothing says the model's shape: give --hf FOLDER with the model's config.json; no "
+            "other file of it is needed." + ("" if request.hf is None else f" {request.hf} has none.")
+        )
+    return run, model, gpu
 
 
 def search(request: PlanRequest, wanted: int) -> SearchResult:

@@ -10,7 +10,13 @@ from megatron_native.config.layout import data_parallel_size
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
-from megatron_native.training.plan.checkpoint_size import checkpoint_size, speed_of_saves
+from megatron_native.training.plan.checkpoint_size import (
+    ASSUMED_GB_S,
+    Saving,
+    checkpoint_size,
+    speed_of_saves,
+    stored_parameters,
+)
 from megatron_native.training.plan.flops import FORMULA
 from megatron_native.training.plan.gpus import GIB, Gpu
 from megatron_native.training.plan.memory import RankMemory, rank_memory
@@ -19,8 +25,6 @@ from megatron_native.training.plan.step_time import PhaseEstimate, StepEstimate,
 from megatron_native.training.plan.validate import layout_findings
 
 FORMAT = "megatron-native/plan/1"
-ASSUMED_GB_S = 10.0
-"""GB/s of a parallel file system, over all ranks: a choice."""
 
 
 def overrides_text(settings: Mapping[str, Any]) -> str:
@@ -38,7 +42,7 @@ def _override_value(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Remedy:
-    """One setting that would make a run fit."""
+    """One change that would make a run fit."""
 
     settings: dict[str, Any]
     """Dotted name → value."""
@@ -51,22 +55,6 @@ class Remedy:
     def text(self) -> str:
         """As overrides on the command line."""
         return overrides_text(self.settings)
-
-
-@dataclass(frozen=True)
-class Saving:
-    """A checkpoint of the run."""
-
-    bytes: int
-    gb_a_second: float
-    """To the file system, all ranks together."""
-    rate_is: str
-    """Where the rate is from."""
-
-    @property
-    def seconds(self) -> float:
-        """Estimate of writing it."""
-        return self.bytes / (self.gb_a_second * 1e9)
 
 
 @dataclass(frozen=True)
@@ -111,6 +99,7 @@ class RunPlan:
                 **parallel.model_dump(), "data_parallel_size": data_parallel_size(self.run, self.world_size),
                 "precision": self.run.training.precision, "recompute": self.run.training.recompute,
             },
+            "parameters": stored_parameters(self.model, 1),
             "fits": self.fits,
             "usable_bytes": self.gpu.usable_bytes,
             "stages": [
@@ -223,7 +212,7 @@ def _single_changes(run: RunConfig) -> Iterator[dict[str, Any]]:
     if training.recompute != "full":
         yield {"training.recompute": "full"}
     if training.micro_batch_size > 1:
-        yield {"training.micro_batch_size": training.micro_batch_size // 2}
+        yield micro_batch_settings(run, training.micro_batch_size // 2)
     if not parallel.use_distributed_optimizer:
         yield {"parallel.use_distributed_optimizer": True}
     if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
@@ -238,6 +227,12 @@ def _single_changes(run: RunConfig) -> Iterator[dict[str, Any]]:
         yield {"fp8.param_gather": True}
     if run.optimizer.grad_reduce_in_fp32:
         yield {"optimizer.grad_reduce_in_fp32": False}
+
+
+def micro_batch_settings(run: RunConfig, size: int) -> dict[str, Any]:
+    """Another micro-batch; with buffers of one size for overlapped communication, evaluation takes it too."""
+    tied = run.parallel.tp_comm_overlap and run.evaluation.micro_batch_size == run.training.micro_batch_size
+    return {"training.micro_batch_size": size} | ({"evaluation.micro_batch_size": size} if tied else {})
 
 
 def with_settings(run: RunConfig, settings: dict[str, Any]) -> RunConfig:

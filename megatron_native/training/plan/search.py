@@ -20,7 +20,7 @@ from megatron_native.config.run import RunConfig
 from megatron_native.training.plan.gpus import Gpu
 from megatron_native.training.plan.memory import rank_memory
 from megatron_native.training.plan.rough_memory import rough_peak
-from megatron_native.training.plan.run_plan import with_settings
+from megatron_native.training.plan.run_plan import micro_batch_settings, with_settings
 from megatron_native.training.plan.step_time import estimate_step, least_step_seconds
 from megatron_native.training.plan.validate import layout_findings
 
@@ -47,7 +47,7 @@ class Candidate:
     """Bytes of the fullest stage."""
     bubble: float
     settings: dict[str, Any]
-    """Dotted name → value: what to put over the run's configuration."""
+    """Dotted name → value: what to put over the run's configuration; empty for the layout that it has."""
 
     def as_json(self) -> dict[str, Any]:
         """Its fields."""
@@ -74,10 +74,16 @@ class SearchResult:
 
 
 def search_layouts(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int, wanted: int = 8) -> SearchResult:
-    """Rank the layouts of a run on `world_size` GPUs; its batch, precision and data stay as they are."""
+    """Rank the layouts of a run on `world_size` GPUs; its batch, precision and data stay as they are.
+
+    The layout that it has, if it fits, is always among what is found: the search does not reach every one, such as those of
+    `pipeline_layout`.
+    """
     possible = []
-    for settings in _layouts(run, model, gpu, world_size):
+    for settings in itertools.chain([{}], _layouts(run, model, gpu, world_size)):
         changed = with_settings(run, settings)
+        if settings and changed == run:
+            continue  # it is there already
         if all(finding.kind != "error" for finding in layout_findings(changed, model, gpu, world_size)):
             possible.append((settings, changed))
     rough = [
@@ -88,14 +94,15 @@ def search_layouts(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int
     by_bound = sorted(rough, key=lambda pair: least_step_seconds(pair[1], model, gpu, world_size, _phase(pair[1])))
     estimated = [
         (estimate_step(changed, model, gpu, world_size, _phase(changed)), settings, changed)
-        for settings, changed in by_bound[:_SIMULATED]
+        for place, (settings, changed) in enumerate(by_bound)
+        if place < _SIMULATED or not settings
     ]
     estimated.sort(key=lambda one: one[0].seconds)
     found: list[Candidate] = []
     looked_at = 0
-    for step, settings, changed in estimated[:_LOOKED_AT]:
-        if len(found) == wanted:
-            break
+    for step, settings, changed in estimated:
+        if settings and (len(found) >= wanted or looked_at >= _LOOKED_AT):
+            continue
         looked_at += 1
         peak = _peak(changed, model, gpu, world_size)
         if peak > gpu.usable_bytes:
@@ -136,7 +143,7 @@ def _layouts(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int) -> I
                 "parallel.num_layers_in_last_pipeline_stage": None, "parallel.overlap_p2p_comm": None,
             }  # fmt: skip
             for micro, recompute in itertools.product((1, 2, 4), recomputes):
-                yield {**layout, "training.micro_batch_size": micro, **recompute}
+                yield {**layout, **micro_batch_settings(run, micro), **recompute}
 
 
 def _splits(layers: int, pp: int) -> Iterator[tuple[int | None, bool]]:

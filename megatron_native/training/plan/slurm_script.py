@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_native.errors import UserError
+from megatron_native.training.plan.checkpoint_size import Saving, stop_seconds
 from megatron_native.training.plan.findings import Finding
 from megatron_native.training.signals import STOP_SIGNALS
 
@@ -95,15 +96,13 @@ def _read_options(line: str, options: dict[str, str]) -> None:
         options[name] = value
 
 
-def slurm_findings(
-    path: Path, world_size: int, save_seconds: float | None, step_seconds: float | None
-) -> list[Finding]:
+def slurm_findings(path: Path, world_size: int, saving: Saving | None, step_seconds: float | None) -> list[Finding]:
     """What is wrong with the script for a run of `world_size` processes.
 
     Args:
         path: the script.
         world_size: processes that the run needs.
-        save_seconds: estimate of a save, None where there is none.
+        saving: estimate of a save, None where there is none.
         step_seconds: estimate of a step, which ends before a save begins.
     """
     script = read_slurm_script(path)
@@ -114,7 +113,7 @@ def slurm_findings(
             "move it to the top",
         ))  # fmt: skip
     findings += _processes(script, world_size)
-    findings += _stopping(script, save_seconds, step_seconds)
+    findings += _stopping(script, saving, step_seconds)
     return findings
 
 
@@ -151,11 +150,11 @@ def _processes(script: SlurmScript, world_size: int) -> list[Finding]:
             f"set --nodes={nodes_needed}, or plan with --world-size {nodes * gpus}",
         ))  # fmt: skip
     tasks = script.number("ntasks-per-node")
-    launched = re.search(r"--nproc[-_]per[-_]node[= ]+\"?(\d+)", script.body)
+    launched = re.search(r"--nproc(?:[-_]per[-_]node)?[= ]+\"?(\d+)", script.body)
     if launched and gpus is not None and int(launched[1]) != gpus:
         found.append(Finding(
             f"{script.path} starts {launched[1]} processes a node and asks for {gpus} GPUs a node",
-            "every process takes one GPU", f"set --nproc-per-node {gpus}",
+            "every process takes one GPU", f"set it to {gpus}",
         ))  # fmt: skip
     if ("torchrun" in script.body or "torch.distributed.run" in script.body) and tasks not in (None, 1):
         found.append(Finding(
@@ -165,11 +164,11 @@ def _processes(script: SlurmScript, world_size: int) -> list[Finding]:
     return found
 
 
-def _stopping(script: SlurmScript, save_seconds: float | None, step_seconds: float | None) -> list[Finding]:
+def _stopping(script: SlurmScript, saving: Saving | None, step_seconds: float | None) -> list[Finding]:
     found = []
     asked = script.signal
     names = {number.name.removeprefix("SIG") for number in STOP_SIGNALS}
-    needed = None if save_seconds is None else 1.5 * save_seconds + 2 * (step_seconds or 0.0) + 30
+    needed = None if saving is None else stop_seconds(saving.seconds, step_seconds or 0.0)
     advice = f"--signal=USR1@{120 if needed is None else int(-(-needed // 60) * 60)}"
     if asked is None:
         found.append(Finding(
@@ -183,11 +182,12 @@ def _stopping(script: SlurmScript, save_seconds: float | None, step_seconds: flo
                 f"{script.path} sends SIG{name}", f"a run saves and stops on {' and '.join(sorted(names))}",
                 f"set {advice}",
             ))  # fmt: skip
-        if needed is not None and seconds < needed:
+        if saving is not None and needed is not None and seconds < needed:
             found.append(Finding(
                 f"{script.path} sends its signal {seconds} s before the end",
-                f"the step at hand and a save take an estimated {step_seconds or 0:.1f} s and {save_seconds or 0:.0f} s; with "
-                f"a margin that is {needed:.0f} s", f"set {advice}",
+                f"the step at hand takes an estimated {step_seconds or 0:.1f} s and a save {saving.seconds:.0f} s, at "
+                f"{saving.gb_a_second:g} GB/s ({saving.rate_is}); with the time of a second save and 60 s for Slurm that is "
+                f"{needed:.0f} s", f"set {advice}",
             ))  # fmt: skip
         if shell_only and "trap" not in script.body and not re.search(r"^\s*exec\s", script.body, re.MULTILINE):
             found.append(Finding(
@@ -198,7 +198,7 @@ def _stopping(script: SlurmScript, save_seconds: float | None, step_seconds: flo
         found.append(Finding(
             f"{script.path} has no --time", "the partition's default decides when the job ends", "add #SBATCH --time=…", "note",
         ))  # fmt: skip
-    if "requeue" not in script.options:
+    if "requeue" not in script.options and "no-requeue" not in script.options:
         found.append(Finding(
             f"{script.path} has no --requeue", "a job that lost a node is not started again by Slurm",
             "add #SBATCH --requeue", "note",

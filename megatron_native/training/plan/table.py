@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from megatron_native.config.layout import data_parallel_size
+from megatron_native.training.plan.checkpoint_size import stored_parameters
 from megatron_native.training.plan.findings import Finding
 from megatron_native.training.plan.flops import FORMULA
 from megatron_native.training.plan.memory import RankMemory
@@ -68,8 +69,8 @@ def _heading(plan: RunPlan) -> str:
     if recompute == "selective":
         recompute += f" ({', '.join(training.recompute_modules)})"
     return (
-        f"{model.family}, {model.num_layers} layers of {model.hidden_size:,}, vocabulary {model.vocab_size:,}; "
-        f"{training.precision.upper()}, recompute {recompute}\n"
+        f"{model.family}, {model.num_layers} layers of {model.hidden_size:,}, vocabulary {model.vocab_size:,}, "
+        f"{stored_parameters(model, 1):,} parameters; {training.precision.upper()}, recompute {recompute}\n"
         f"{plan.world_size} × {plan.gpu.name}: {' · '.join(layout)}"
     )
 
@@ -234,12 +235,14 @@ def search_table(found: SearchResult) -> str:
             "tokens/s/GPU",
             "peak GiB",
             "bubble",
+            "",
         )
     ]
     for one in found.candidates:
         rows.append((
             str(one.tensor), str(one.pipeline), str(one.chunks), str(one.context), str(one.data), str(one.micro_batch),
             one.recompute, f"{one.tokens_a_second:,.0f}", gib(one.peak), f"{one.bubble:.1%}",
+            "" if one.settings else "the run's own",
         ))  # fmt: skip
     head = (
         f"{found.examined} layouts are possible, {found.looked_at} were looked at for memory; the fastest that fit, by "
@@ -247,4 +250,6 @@ def search_table(found: SearchResult) -> str:
     )
     return f"{head}\n{aligned(rows, left=0)}\n" + _wrapped(
         "the first as settings: " + overrides_text(found.candidates[0].settings)
+        if found.candidates[0].settings
+        else "the first is the run's own: nothing to change"
     )

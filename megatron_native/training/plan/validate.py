@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_native.checkpoint.layout import check_complete
-from megatron_native.config.layout import check_layout
+from megatron_native.config.layout import check_layout, model_parallel_size
 from megatron_native.config.load import check_files
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.phases import resolve_phases
@@ -33,20 +33,21 @@ Scaling Data-Constrained Language Models, 2023)."""
 def layout_findings(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int) -> list[Finding]:
     """Does the layout fit the model, the number of GPUs, and the GPU?"""
     findings: list[Finding] = []
+    parallel = run.parallel
+    cp, share = parallel.context_parallel_size, model_parallel_size(run)
+    if world_size % share:
+        findings.append(Finding(
+            f"{world_size} GPUs can't be split by tensor {parallel.tensor_model_parallel_size} × pipeline "
+            f"{parallel.pipeline_model_parallel_size} × context {cp} parallelism", "",
+            f"plan for a multiple of {share}, or change one of the three",
+        ))  # fmt: skip
+        return findings
     for check in (lambda: check_layout(run, model, world_size), lambda: split_stages(run, model)):
         try:
             check()
         except UserError as error:
             findings.append(Finding(str(error), "", ""))
             return findings
-    parallel = run.parallel
-    cp = parallel.context_parallel_size
-    if world_size % (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * cp):
-        findings.append(Finding(
-            f"{world_size} processes can't be split by tensor {parallel.tensor_model_parallel_size} × pipeline "
-            f"{parallel.pipeline_model_parallel_size} × context {cp}", "", "change one of the three, or --world-size",
-        ))  # fmt: skip
-        return findings
     for phase in resolve_phases(run):
         pieces = 2 * cp * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
         if cp > 1 and phase.seq_length % pieces:
@@ -116,16 +117,25 @@ def epochs_of(run: RunConfig, facts: Mapping[Path, Mapping[str, Any]]) -> dict[s
     }  # fmt: skip
 
 
-def start_findings(run: RunConfig) -> list[Finding]:
-    """Is what the run starts from whole, and can its folder be written?"""
+def start_findings(run: RunConfig, awaited: bool) -> list[Finding]:
+    """Is what the run starts from whole, and can its folder be written?
+
+    Args:
+        run: the run.
+        awaited: whether a checkpoint may be made yet; where not, `data_findings` says that the one to start from is missing.
+    """
     findings = []
     source = run.model.checkpoint or run.model.branch_from
-    if source is not None:
+    if source is not None and awaited and not source.exists():
+        findings.append(Finding(
+            f"{source}, which the run starts from, is not there yet", "", "make it with import-hf before the run", "note",
+        ))  # fmt: skip
+    elif source is not None and (source.exists() or source == run.model.branch_from):
         try:
             check_complete(source)
         except UserError as error:
             findings.append(Finding(str(error), "", ""))
-    else:
+    elif source is None:
         findings.append(Finding(
             "the run starts from random weights (model.hf_config)", "nothing of a trained model is continued",
             "for continued pre-training give model.checkpoint, which import-hf writes", "note",

@@ -50,6 +50,18 @@ def test_remedies_are_single_settings_that_fit() -> None:
     assert speeds == sorted(speeds, reverse=True)
 
 
+def test_a_smaller_micro_batch_takes_that_of_evaluation_with_it_where_buffers_have_one_size() -> None:
+    overlapped = run_of(
+        LONG, training={"micro_batch_size": 2}, evaluation={"micro_batch_size": 2, "heldout": [{"name": "a", "path": "a"}]},
+        parallel={"tensor_model_parallel_size": 2, "sequence_parallel": True, "tp_comm_overlap": True},
+    )  # fmt: skip
+    small = read_gpu("h100-80g").model_copy(update={"memory_gib": 50.0})
+    plan = plan_run(overlapped, WIDE, small, 8)
+    assert not plan.fits
+    halved = {"training.micro_batch_size": 1, "evaluation.micro_batch_size": 1}
+    assert halved in [remedy.settings for remedy in plan.remedies]
+
+
 @pytest.mark.parametrize("ranks, chunks, micro_batches", [(4, 1, 8), (4, 1, 2), (4, 3, 8), (1, 1, 4), (8, 5, 16)])
 def test_the_order_that_memory_counts_with_is_the_schedules(ranks: int, chunks: int, micro_batches: int) -> None:
     run = run_of(parallel={

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_native.training.plan.checkpoint_size import Saving
 from megatron_native.training.plan.slurm_script import read_slurm_script, slurm_findings
 
 GOOD = """#!/usr/bin/env bash
@@ -27,7 +28,8 @@ def wrong(
     path = tmp_path / "job.sbatch"
     assert old in GOOD
     path.write_text(GOOD.replace(old, new))
-    return [str(finding) for finding in slurm_findings(path, world_size, save, 10.0) if finding.kind == kind]
+    saving = Saving(int(save * 1e9), 1.0, "given")
+    return [str(finding) for finding in slurm_findings(path, world_size, saving, 10.0) if finding.kind == kind]
 
 
 def test_a_good_script_has_no_findings(tmp_path: Path) -> None:
@@ -39,8 +41,9 @@ def test_a_good_script_has_no_findings(tmp_path: Path) -> None:
     ("#SBATCH --nodes=64", "#SBATCH -N 16", "Set --nodes=64, or plan with --world-size 128"),
     ("--gpus-per-node=8", "--gres=gpu:h100:4", "64 nodes × 4 GPUs = 256"),
     ("--nproc-per-node 8", "--nproc-per-node 4", "starts 4 processes a node and asks for 8 GPUs"),
+    ("--nproc-per-node 8", "--nproc 4", "starts 4 processes a node and asks for 8 GPUs"),
     ("--ntasks-per-node=1", "--ntasks-per-node=8", "torchrun is to run once a node"),
-    ("--signal=USR1@300", "--signal=USR1@60", "a margin that is 140 s"),
+    ("--signal=USR1@300", "--signal=USR1@60", "and 60 s for Slurm that is 190 s"),
     ("#SBATCH --signal=USR1@300\n", "", "has no --signal"),
     ("--signal=USR1@300", "--signal=INT@300", "sends SIGINT: a run saves and stops on TERM and USR1"),
     ("--signal=USR1@300", "--signal=B:USR1@300", "batch shell alone"),
@@ -54,10 +57,10 @@ def test_what_is_wrong_is_named_with_the_way_out(tmp_path: Path, old: str, new: 
 
 
 def test_the_margin_follows_the_save(tmp_path: Path) -> None:
-    """1.5 saves, two steps, half a minute: 600 s a save need 950 s."""
+    """Two saves, a step, a minute: 600 s a save need 1,270 s."""
     (said,) = wrong(tmp_path, "", "", save=600.0)
-    assert "950 s" in said and "--signal=USR1@960" in said
-    assert wrong(tmp_path, "USR1@300", "USR1@960", save=600.0) == []
+    assert "1270 s" in said and "--signal=USR1@1320" in said
+    assert wrong(tmp_path, "USR1@300", "USR1@1320", save=600.0) == []
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,10 @@ def test_the_margin_follows_the_save(tmp_path: Path) -> None:
 def test_what_is_only_to_be_looked_at_is_a_note(tmp_path: Path, old: str, new: str) -> None:
     assert wrong(tmp_path, old, new) == []
     assert len(wrong(tmp_path, old, new, kind="note")) == 1
+
+
+def test_a_script_that_chooses_not_to_be_queued_again(tmp_path: Path) -> None:
+    assert wrong(tmp_path, "--requeue", "--no-requeue", kind="note") == []
 
 
 def test_options_in_every_spelling(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ H100 = read_gpu("h100-80g")
 
 
 @pytest.mark.parametrize("world_size, changed, said", [
-    (500, {}, "500 processes"),
+    (500, {}, "500 GPUs"),
     (512, {"parallel": {"tensor_model_parallel_size": 3}}, "3"),
     (512, {"training": {"global_batch_size": 1000}}, "1000 is no multiple"),
     (512, {"parallel": {"virtual_pipeline_model_parallel_size": 3}}, "80 layers"),
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_and_a_folder_that_cannot_be_written(tmp_path: Path
     run = run_of(
         model={"hf_config": None, "checkpoint": str(tmp_path / "checkpoint")}, checkpointing={"save_interval": 10}
     )
-    (finding,) = start_findings(run)
+    (finding,) = start_findings(run, awaited=True)
     assert finding.kind == "error" and "checkpoint" in finding.what
 
 

@@ -83,11 +83,10 @@ def test_a_planted_fault_is_found(found: dict[str, list[dict[str, Any]]], fault:
 
 
 def test_the_command_writes_table_json_and_record(tmp_path: Path, run: Any) -> None:
-    prefix = write_token_dataset(tmp_path / "tokens_text_document", seed=3)
     import_hf(make_tiny_model(tmp_path / "hf", "llama3.1"), tmp_path / "imported")
     import yaml
 
-    config = run_config(tmp_path / "run", tmp_path / "imported", prefix)
+    config = run_config(tmp_path / "run", tmp_path / "imported", tmp_path / "tokens that are not made yet")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     command = ["qualify", "--config", str(tmp_path / "run.yaml"), "--rungs", "masters,logits,memory"]
     done = in_a_process([*command, "--record", str(tmp_path / "record.json"), "--json"])
