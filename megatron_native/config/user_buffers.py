@@ -25,7 +25,7 @@ class UserBuffers:
             forward pass of the run, evaluation included, must have this many tokens.
         tp_size: processes of the tensor-parallel group.
         quantization_modes: by the names of Transformer Engine's `UserBufferQuantizationMode` in small letters; both where
-            some layers are FP8 and others BF16, since each kind has buffers of its own.
+            some layers are FP8 and others BF16, or are computed in BF16 by the conscience: each kind has buffers of its own.
         ub_cfgs: matrix product → its settings; products that are not named, and all of them where it is empty, take
             Transformer Engine's own.
         bootstrap_backend: of torch.distributed, for the exchange of addresses at the start.
@@ -83,7 +83,8 @@ def user_buffers(run: RunConfig, model: ModelConfig) -> UserBuffers | None:
     tp = run.parallel.tensor_model_parallel_size
     fp8 = run.training.precision == "fp8"
     modes: list[QuantizationMode] = ["fp8"] if fp8 else ["none"]
-    if fp8 and (run.fp8.bf16_at_start() or run.fp8.bf16_at_end() or run.fp8.bf16_layers):
+    kept = run.fp8.bf16_at_start() or run.fp8.bf16_at_end() or run.fp8.bf16_layers
+    if fp8 and (kept or run.conscience.interval):  # which computes every layer in BF16 too, and may keep it so
         modes.append("none")
     measured = model.hidden_size == 8192 and tp == 4
     return UserBuffers(
