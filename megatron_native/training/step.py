@@ -15,6 +15,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_native.config.requirements import fp8_multiple
 from megatron_native.training.batches import MicroBatch, context_parallel_batches
 from megatron_native.training.step_time import timed, timers_of
 
@@ -68,7 +69,8 @@ def run_schedule(
     Micro-batches are whole; with context parallelism each rank takes its part of them here. `forward` is the hook of each,
     by default the loss of its counted tokens.
     """
-    batches, length = context_parallel_batches(batches)
+    config = chunks[0].config
+    batches, length = context_parallel_batches(batches, fp8_multiple(config.fp8_recipe) if config.fp8 else 1)
     micro_batch_size = batches[0].tokens.shape[0]
     iterators = [iter(batches) for _ in chunks]
     schedule = get_forward_backward_func()

@@ -12,9 +12,11 @@ from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rope_utils import _get_thd_freqs_on_this_cp_rank
 from megatron.core.utils import get_batch_on_this_cp_rank
 
+from megatron_native.config.requirements import fp8_multiple
 from megatron_native.training.batches import (
     MicroBatch,
     context_indices,
+    context_parallel_batches,
     on_context_rank,
     pack,
     pad_documents,
@@ -98,6 +100,28 @@ def test_filling_up_keeps_every_document_and_counts_nothing() -> None:
             kept = [getattr(batch, name)[0, start : start + n] for start, n in zip(wide.tolist(), length)]
             assert torch.equal(torch.cat(kept)[None], getattr(original, name)), name
         assert batch.loss_mask.sum() == original.loss_mask.sum()
+
+
+@pytest.mark.parametrize(("recipe", "multiple"), [("tensorwise", 16), ("delayed", 16), ("blockwise", 128)])
+def test_in_fp8_every_process_has_a_share_that_its_products_can_take(
+    recipe: str, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents' padding makes lengths of any kind; Transformer Engine refuses what is no multiple on a process."""
+    for name, value in (
+        ("context_parallel_rank", 0),
+        ("context_parallel_world_size", 2),
+        ("tensor_model_parallel_world_size", 4),
+    ):
+        monkeypatch.setattr(parallel_state, f"get_{name}", lambda value=value: value)
+    assert fp8_multiple(recipe) == multiple
+    ids = torch.arange(96)[None]
+    batch = pack(MicroBatch(ids, ids, torch.ones(1, 96), ids), np.array([5, 1, 18, 72]))
+    (part,), length = context_parallel_batches([batch], fp8_multiple(recipe))
+    assert part.tokens.shape[1] == length // 2
+    assert (length // 2 // 4) % multiple == 0, "also of what sequence parallelism leaves a process"
+    assert float(part.loss_mask.sum()) <= 96
+    _, plain = context_parallel_batches([batch])
+    assert plain == 112 < length  # 8 + 4 + 20 + 72, filled up to a multiple of 2 · 2 · 4
 
 
 def test_the_longest_length_is_never_that_of_the_whole() -> None:
