@@ -73,6 +73,15 @@ def tokens_of_forward_passes(run: RunConfig) -> dict[str, int]:
     return tokens
 
 
+def quantization_modes(run: RunConfig) -> list[QuantizationMode]:
+    """The kinds of buffers that a run's matrix products want."""
+    if run.training.precision != "fp8":
+        return ["none"]
+    # The conscience computes every layer in BF16 too, and may keep it so.
+    bf16 = run.fp8.bf16_at_start() or run.fp8.bf16_at_end() or run.fp8.bf16_layers or run.conscience.interval
+    return ["fp8", "none"] if bf16 else ["fp8"]
+
+
 def user_buffers(run: RunConfig, model: ModelConfig) -> UserBuffers | None:
     """The buffers that a run on CUDA needs; None where nothing overlaps.
 
@@ -82,14 +91,10 @@ def user_buffers(run: RunConfig, model: ModelConfig) -> UserBuffers | None:
         return None
     tp = run.parallel.tensor_model_parallel_size
     fp8 = run.training.precision == "fp8"
-    modes: list[QuantizationMode] = ["fp8"] if fp8 else ["none"]
-    kept = run.fp8.bf16_at_start() or run.fp8.bf16_at_end() or run.fp8.bf16_layers
-    if fp8 and (kept or run.conscience.interval):  # which computes every layer in BF16 too, and may keep it so
-        modes.append("none")
     measured = model.hidden_size == 8192 and tp == 4
     return UserBuffers(
         shape=[next(iter(tokens_of_forward_passes(run).values())), model.hidden_size],
         tp_size=tp,
-        quantization_modes=modes,
+        quantization_modes=quantization_modes(run),
         ub_cfgs={} if not measured else _H8192_TP4_FP8 if fp8 else _H8192_TP4_BF16,
     )
