@@ -61,6 +61,12 @@ def forward_step(
     return output, partial(report, batch)
 
 
+def multiple_of_tokens(chunks: Sequence[Any]) -> int:
+    """Of what a process's share of packed tokens must be a multiple under context parallelism, for FP8 products."""
+    config = chunks[0].config
+    return fp8_multiple(config.fp8_recipe) if config.fp8 else 1
+
+
 def run_schedule(
     chunks: Sequence[Any], batches: Sequence[MicroBatch], forward_only: bool = False, forward: Any = forward_step
 ) -> list[dict[str, Tensor]]:
@@ -69,8 +75,7 @@ def run_schedule(
     Micro-batches are whole; with context parallelism each rank takes its part of them here. `forward` is the hook of each,
     by default the loss of its counted tokens.
     """
-    config = chunks[0].config
-    batches, length = context_parallel_batches(batches, fp8_multiple(config.fp8_recipe) if config.fp8 else 1)
+    batches, length = context_parallel_batches(batches, multiple_of_tokens(chunks))
     micro_batch_size = batches[0].tokens.shape[0]
     iterators = [iter(batches) for _ in chunks]
     schedule = get_forward_backward_func()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from megatron.core.models.common.embeddings.rope_utils import _get_thd_freqs_on_
 from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_native.config.requirements import fp8_multiple
+from megatron_native.training import boundaries
 from megatron_native.training.batches import (
     MicroBatch,
     context_indices,
@@ -22,6 +25,7 @@ from megatron_native.training.batches import (
     pad_documents,
     positions_of,
 )
+from megatron_native.training.step import multiple_of_tokens
 from tests.distributed import run_jobs
 from tests.training import context_worker
 
@@ -154,3 +158,23 @@ def test_sums_over_the_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     assert told[0]["rows"]["whole"] == batch.tokens.tolist()
     whole = [token for token in told[0]["packed"]["whole"][0] if token]
     assert whole == batch.tokens.flatten().tolist()
+
+
+@pytest.mark.parametrize("fp8", [None, "hybrid"])
+def test_the_probe_of_document_boundaries_needs_no_filling_up(fp8: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its losses are put together again by the bounds that it was made with."""
+    sizes = {"context_parallel_world_size": 2, "tensor_model_parallel_world_size": 4}
+    for name, value in sizes.items():
+        monkeypatch.setattr(parallel_state, f"get_{name}", lambda value=value: value)
+    chunks = [SimpleNamespace(config=SimpleNamespace(fp8=fp8, fp8_recipe="tensorwise"))]
+    probed: list[MicroBatch] = []
+
+    def losses(_: Any, batch: MicroBatch) -> torch.Tensor:
+        probed.append(batch)
+        return batch.tokens.float().cos()
+
+    monkeypatch.setattr(boundaries, "token_losses_of", losses)
+    boundaries.assert_boundaries(chunks, 500, 24, "bf16", CPU)
+    (filled,) = pad_documents(probed[:1], 2 * 2, 4 * multiple_of_tokens(chunks))
+    assert torch.equal(filled.tokens, probed[0].tokens)
+    assert filled.packed.cu_seqlens_q_padded.tolist() == probed[0].packed.cu_seqlens_q.tolist()
