@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # from a clone that is not installed
 LLAMA3: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "max_position_embeddings": 8192,
     "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": False, "bos_token_id": 128000,
@@ -51,23 +52,18 @@ MODELS: dict[str, dict[str, Any]] = {
 LAYERS = {"llama3-8b": 32, "llama3-70b": 80, "toy": 4}
 BYTES_A_PARAMETER = 18
 """BF16 weight, FP32 gradient, FP32 master and two moments."""
-FORMULA = (
-    "FLOP a token = 6·L·[h·(q + 2·kv)·d + q·d·h + 3·h·f] + 6·h·V + 12·L·q·d·s·c (c = 1: full attention, as Megatron-LM counts; "
-    "c = 1/2: causal, as Megatron-Bridge); norms, embedding and recomputation are not counted"
-)
 WARM_UP, TIMED = 3, 10
 PART_SECONDS = 150
 """A part that takes longer is given up."""
 
 
 def flops_a_token(shape: dict[str, Any], layers: int, seq_length: int) -> dict[str, float]:
-    """FLOP of one token of training in both conventions; `FORMULA` says how."""
-    hidden, heads, groups = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
-    width = hidden // heads
-    matrices = hidden * (heads + 2 * groups) * width + heads * width * hidden + 3 * hidden * shape["intermediate_size"]
-    rest = 6 * layers * matrices + 6 * hidden * shape["vocab_size"]
-    attention = 12 * layers * heads * width * seq_length
-    return {"full": float(rest + attention), "causal": rest + attention / 2}
+    """FLOP of one token of training in both conventions, as everywhere in the project."""
+    from megatron_native.models.families import to_model_config
+    from megatron_native.training.plan.flops import token_flops
+
+    flops = token_flops(to_model_config({**shape, "num_hidden_layers": layers}), seq_length)
+    return {"full": flops.total("full"), "causal": flops.total("causal")}
 
 
 def parameters(shape: dict[str, Any], layers: int) -> int:
@@ -223,6 +219,8 @@ def row(job: dict[str, Any], fitting: dict[str, Any], result: dict[str, Any], he
 def keep(folder: Path | None, here: dict[str, Any], rows: list[dict[str, Any]], loud: bool = False) -> None:
     """Write what there is so far."""
     import results
+
+    from megatron_native.training.plan.flops import FORMULA
 
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

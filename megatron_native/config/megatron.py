@@ -95,6 +95,8 @@ def transformer_fields(
     differences["gradient_accumulation_fusion"] = differences["gradient_accumulation_fusion"] and has_apex
     if layer_spec == "torch":
         differences["apply_rope_fusion"] = False
+    elif training.precision == "fp8" and run.fp8.param_gather:
+        differences["use_cpu_initialization"] = False  # Transformer Engine rounds weights where they are made: on the GPU
     if platform == "cuda" and training.mode == "exact":
         differences["cross_entropy_loss_fusion"] = False
     recomputations: dict[str, dict[str, Any]] = {

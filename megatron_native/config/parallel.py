@@ -30,8 +30,7 @@ class ParallelSection(Section):
     account_for_loss_in_pipeline_split: bool = False
     """Count the output layer and the loss as one layer when the layers are split evenly."""
     context_parallel_size: int = Field(default=1, gt=0)
-    """Processes that share every sequence; on GPUs with Transformer Engine only, and for plans: training with it is
-    refused yet."""
+    """Processes that share every sequence; on GPUs with Transformer Engine only. Never run on a GPU."""
     cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = "p2p"
     """How context parallelism exchanges keys and values: around a ring (`p2p`), gathered, or by heads (`a2a`)."""
     sequence_parallel: bool = False

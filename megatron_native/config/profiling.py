@@ -12,7 +12,7 @@ class ProfilingSection(Section):
 
     breakdown_interval: int = Field(default=0, ge=0)
     """Steps between breakdowns of a step's time (data, forward, backward, exposed communication, optimizer, checkpoint);
-    each waits for the device at the borders of its parts. 0 makes none."""
+    on CUDA a measured step waits for the device at its beginning and its end. 0 makes none."""
     steps: list[int] = Field(default=[])
     """Steps that torch's profiler records; one trace file a step and rank under `profile/` in the run folder."""
     ranks: list[int] = Field(default=[0])

@@ -115,12 +115,17 @@ def _capability_findings(run: RunConfig, machine: Machine) -> list[str]:
     return []
 
 
+def fp8_multiple(recipe: str) -> int:
+    """Of what the sides of matrices, and the tokens of a forward pass on a process, must be multiples in FP8."""
+    return _BLOCKWISE_MULTIPLE if recipe == "blockwise" else _FP8_MULTIPLE
+
+
 def fp8_dimension_findings(run: RunConfig, model: ModelConfig) -> list[str]:
     """Dimensions of matrices, and tokens of a forward pass, that FP8 can't take; empty where it takes all.
 
     FP8 products want multiples of 16 on both sides; scaling by blocks wants multiples of 128.
     """
-    multiple = _BLOCKWISE_MULTIPLE if run.fp8.recipe == "blockwise" else _FP8_MULTIPLE
+    multiple = fp8_multiple(run.fp8.recipe)
     tp = run.parallel.tensor_model_parallel_size
     sequence_share = tp if run.parallel.sequence_parallel else 1
     query = model.num_attention_heads * model.kv_channels

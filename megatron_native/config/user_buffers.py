@@ -25,7 +25,7 @@ class UserBuffers:
             forward pass of the run, evaluation included, must have this many tokens.
         tp_size: processes of the tensor-parallel group.
         quantization_modes: by the names of Transformer Engine's `UserBufferQuantizationMode` in small letters; both where
-            some layers are FP8 and others BF16, since each kind has buffers of its own.
+            some layers are FP8 and others BF16, or are computed in BF16 by the conscience: each kind has buffers of its own.
         ub_cfgs: matrix product → its settings; products that are not named, and all of them where it is empty, take
             Transformer Engine's own.
         bootstrap_backend: of torch.distributed, for the exchange of addresses at the start.
@@ -73,6 +73,15 @@ def tokens_of_forward_passes(run: RunConfig) -> dict[str, int]:
     return tokens
 
 
+def quantization_modes(run: RunConfig) -> list[QuantizationMode]:
+    """The kinds of buffers that a run's matrix products want."""
+    if run.training.precision != "fp8":
+        return ["none"]
+    # The conscience computes every layer in BF16 too, and may keep it so.
+    bf16 = run.fp8.bf16_at_start() or run.fp8.bf16_at_end() or run.fp8.bf16_layers or run.conscience.interval
+    return ["fp8", "none"] if bf16 else ["fp8"]
+
+
 def user_buffers(run: RunConfig, model: ModelConfig) -> UserBuffers | None:
     """The buffers that a run on CUDA needs; None where nothing overlaps.
 
@@ -82,13 +91,10 @@ def user_buffers(run: RunConfig, model: ModelConfig) -> UserBuffers | None:
         return None
     tp = run.parallel.tensor_model_parallel_size
     fp8 = run.training.precision == "fp8"
-    modes: list[QuantizationMode] = ["fp8"] if fp8 else ["none"]
-    if fp8 and (run.fp8.bf16_at_start() or run.fp8.bf16_at_end() or run.fp8.bf16_layers):
-        modes.append("none")
     measured = model.hidden_size == 8192 and tp == 4
     return UserBuffers(
         shape=[next(iter(tokens_of_forward_passes(run).values())), model.hidden_size],
         tp_size=tp,
-        quantization_modes=modes,
+        quantization_modes=quantization_modes(run),
         ub_cfgs={} if not measured else _H8192_TP4_FP8 if fp8 else _H8192_TP4_BF16,
     )

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.fp8_utils import is_first_last_bf16_layer
+from megatron.core.fp8_utils import is_first_last_bf16_layer, is_float8tensor
 from torch import Tensor
+from torch.nn import Parameter
 
 from megatron_native.models.fp8_emulation import Fp8Linear, is_emulated_state
 
@@ -72,8 +73,12 @@ def _apply(config: Any, modules: Sequence[Any]) -> None:
     kept = bf16_layers(config)
     everywhere = getattr(config, _BF16_EVERYWHERE, False)
     for layer, _, linear in linears(modules):
+        in_fp8 = not everywhere and layer not in kept
         if isinstance(linear, Fp8Linear):
-            linear.quantises = not everywhere and layer not in kept
+            linear.quantises = in_fp8
+        elif is_float8tensor(linear.weight):
+            # In BF16 an FP8 weight is multiplied through a copy, which has no `main_grad` to add a gradient to in place.
+            linear.fuse_wgrad_accumulation = in_fp8 and config.gradient_accumulation_fusion
 
 
 def linears(modules: Sequence[Any]) -> Iterator[tuple[int, str, Any]]:
@@ -82,6 +87,14 @@ def linears(modules: Sequence[Any]) -> Iterator[tuple[int, str, Any]]:
         for layer in module.decoder.layers:
             for name in LINEARS:
                 yield layer.layer_number - 1, name, layer.get_submodule(name)
+
+
+def rounded_weights(config: Any, modules: Sequence[Any]) -> list[Parameter]:
+    """Where weights are kept in FP8: those of every layer's products on this rank, of BF16 layers too; otherwise none.
+
+    In a checkpoint the layers are one tensor, which is described in one way.
+    """
+    return [linear.weight for _, _, linear in linears(modules)] if config.fp8 and config.fp8_param else []
 
 
 def is_emulated(modules: Sequence[Any]) -> bool:
@@ -124,6 +137,20 @@ def end_step(config: Any, modules: Sequence[Any], chunks: Sequence[Any]) -> None
         for chunk in chunks:
             if chunk.ddp_config.overlap_param_gather:  # the scale is a whole weight's, so all of it has to be there
                 chunk.start_param_sync(force_sync=True)
+    round_weights(config, modules)
+
+
+def unround_moved(config: Any, modules: Sequence[Any], chunks: Sequence[Any], optimizer: Any) -> None:
+    """After layers were moved to BF16: where this is emulated, their weights are the masters again. Collective.
+
+    Transformer Engine's stay FP8 values: what kind a weight is was decided when the model was built.
+    """
+    if not (config.fp8_param and is_emulated(modules)):
+        return
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner._copy_main_params_to_model_params()
+    for chunk in chunks:
+        chunk.start_param_sync(force_sync=True)
     round_weights(config, modules)
 
 

@@ -115,9 +115,8 @@ class _DefaultGenerators:
         return 1
 
 
-@contextlib.contextmanager
-def _nullcontext(*_: Any, **__: Any) -> Iterator[None]:
-    yield
+def _nullcontext(*_: Any, **__: Any) -> Any:
+    return contextlib.nullcontext()  # may be entered again, as CUDA's may
 
 
 def _nothing(*_: Any, **__: Any) -> None:

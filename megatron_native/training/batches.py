@@ -166,14 +166,20 @@ def on_context_rank(batch: MicroBatch, rank: int, size: int) -> MicroBatch:
     return replace(batch, tokens=tokens, labels=labels, loss_mask=mask, position_ids=positions)
 
 
-def context_parallel_batches(batches: Sequence[MicroBatch]) -> tuple[list[MicroBatch], int]:
-    """This process's part of micro-batches, and the length of the whole sequences: all of them without context parallelism."""
+def context_parallel_batches(batches: Sequence[MicroBatch], multiple: int = 1) -> tuple[list[MicroBatch], int]:
+    """This process's part of micro-batches, and the length of the whole sequences: all of them without context parallelism.
+
+    Args:
+        batches: whole micro-batches of one length.
+        multiple: of which each process's share of packed tokens is made one, as FP8 products want it (16, or 128 by blocks).
+    """
     from megatron.core import parallel_state
 
     rank, size = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
     whole = list(batches)
     if size > 1 and whole[0].packed is not None:
-        whole = pad_documents(whole, 2 * size, parallel_state.get_tensor_model_parallel_world_size())
+        # Also with sequence parallelism, where a process has a share of a share.
+        whole = pad_documents(whole, 2 * size, parallel_state.get_tensor_model_parallel_world_size() * multiple)
     length = whole[0].tokens.shape[1]
     return (whole if size == 1 else [on_context_rank(batch, rank, size) for batch in whole]), length
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from megatron_native.errors import UserError
 from megatron_native.training.batches import MicroBatch, pack, positions_of, whole_sequences
-from megatron_native.training.step import forward_step, run_schedule
+from megatron_native.training.step import forward_step, multiple_of_tokens, run_schedule
 
 TOLERANCE = {"fp32": 1e-6, "bf16": 1e-3, "fp8": 1e-3}
 """Nats. Another document changes nothing at all where kernels are deterministic; a leak moves losses by a hundredth."""
@@ -87,7 +87,7 @@ def assert_boundaries(
     context = parallel_state.get_context_parallel_world_size()
     multiple = 2 * context if context > 1 else 1
     if multiple > 1:  # nothing to fill up, also for tensor-parallel ranks that share it
-        whole = multiple * parallel_state.get_tensor_model_parallel_world_size()
+        whole = multiple * parallel_state.get_tensor_model_parallel_world_size() * multiple_of_tokens(chunks)
         seq_length = -(-seq_length // whole) * whole
     batch, lengths = probe_batch(vocab_size, seq_length, device, multiple=multiple)
     if not keep:

@@ -5,7 +5,8 @@ name, and the folder gets its own name when every file is on the disk with its c
 rank, all ranks learn of it, the half-written folder goes and the run goes on with its older checkpoints.
 
 Model weights and optimizer state are global tensors, so a run resumes under another layout; the same layout resumes bit
-for bit. What travels with the weights is described by `checkpoint/layout.py`.
+for bit. Weights that the model keeps in FP8 are saved as their FP32 masters have them, in BF16. What travels with the
+weights is described by `checkpoint/layout.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
 from megatron_native.config.run import CheckpointingSection
 from megatron_native.errors import UserError
-from megatron_native.models.fp8_layers import round_weights
+from megatron_native.models.fp8_layers import round_weights, rounded_weights
 from megatron_native.training import sharded_state
 from megatron_native.training.async_save import (
     BesideTensors,
@@ -42,7 +43,7 @@ from megatron_native.training.async_save import (
 from megatron_native.training.forked_writer import ForkedWriter
 from megatron_native.training.masters import read_weights, refill_masters
 from megatron_native.training.model import TrainableModel
-from megatron_native.training.owned_state import without_gathering
+from megatron_native.training.owned_state import put_unrounded_weights, without_gathering
 from megatron_native.training.retention import Retention, checkpoint_folder, checkpoints_of
 
 _POLL_SECONDS = 0.02
@@ -167,6 +168,7 @@ class Checkpointer:
                 with without_gathering(model.optimizer):
                     state["optimizer"] = model.optimizer.sharded_state_dict(flat, metadata=sharded_state.content())
                 state[sharded_state.RNG_KEY] = sharded_state.rng_object(sharded_state.rng_state())
+            put_unrounded_weights(model.optimizer, state, rounded_weights(model.configs.transformer, model.modules))
         planned = plan_save(state, sharded_state.content(), validate=not self._validated)
         del state
         self._validated = True

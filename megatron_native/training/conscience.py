@@ -32,6 +32,7 @@ from megatron_native.models.fp8_layers import (
     linears,
     set_bf16_layers,
     unrecorded,
+    unround_moved,
 )
 from megatron_native.training import sharded_state
 from megatron_native.training.batches import MicroBatch
@@ -96,7 +97,9 @@ class Conscience:
 
     def due(self, step: int) -> bool:
         """Whether a replay belongs after `step`."""
-        return self.run.training.precision == "fp8" and self.settings.interval > 0 and step % self.settings.interval == 0
+        return (
+            self.run.training.precision == "fp8" and self.settings.interval > 0 and step % self.settings.interval == 0
+        )
 
     def replay(self, step: int, batches: Sequence[MicroBatch]) -> ConscienceReport | None:
         """Compute the first of these micro-batches both ways and judge; collective, after an update and before the next.
@@ -112,12 +115,14 @@ class Conscience:
         return report
 
     def begin_save(self, step: int) -> None:
-        """Move the layers that are to be in BF16 from this checkpoint on."""
+        """Move the layers that are to be in BF16 from this checkpoint on; collective."""
         if not self._pending:
             return
         self.moved |= self._pending
         self._pending = {}
         self._apply()
+        model = self.model
+        unround_moved(model.configs.transformer, model.modules, model.chunks, model.optimizer)
         layers = ", ".join(str(layer) for layer in sorted(self.moved))
         self.incidents.record(FP8_TO_BF16, f"from step {step + 1} on these layers compute in BF16: {layers}", step,
                               {"reasons": {str(layer): reason for layer, reason in self.moved.items()}})  # fmt: skip
@@ -199,7 +204,9 @@ def _both_ways(model: TrainableModel, batches: Sequence[MicroBatch]) -> tuple[Te
     batch = [batches[0]] * count
     generators = sharded_state.rng_state()
     device = batches[0].tokens.device
-    figures = torch.full((config.num_layers, len(LINEARS), len(FIGURES)), -torch.inf, dtype=torch.float64, device=device)
+    figures = torch.full(
+        (config.num_layers, len(LINEARS), len(FIGURES)), -torch.inf, dtype=torch.float64, device=device
+    )
     distances = torch.full((config.num_layers,), -torch.inf, dtype=torch.float64, device=device)
     with unrecorded(modules), _local_gradients(model):
         with observing(config, modules, figures):

@@ -107,20 +107,16 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
 
 
 def check_machine(run: RunConfig) -> None:
-    """Refuse what the GPUs, the installed packages or the environment can't do as configured; make torch exact where asked.
+    """Refuse what the GPUs, the installed packages or the environment can't do as configured.
 
     Raises:
         UserError: names every setting that asks for too much, and what would do.
     """
-    import torch
-
     from megatron_native.platform.machine import this_machine
     from megatron_native.training.shape import read_model
 
     check_environment(run, os.environ)
     check_requirements(run, read_model(run), this_machine())
-    if run.training.mode == "exact":
-        torch.use_deterministic_algorithms(True)
 
 
 def _lock_of_rank(run_dir: Path) -> AbstractContextManager[Any]:
@@ -258,7 +254,11 @@ def is_finished(run: RunConfig) -> bool:
     if not ended_early and (run.training.steps or 0) > done:
         return False
     if int(os.environ.get("RANK", "0")) == 0:
-        what = f"evaluation.early_stop ended the run after step {done}" if ended_early else f"all {done} steps are done already"
+        what = (
+            f"evaluation.early_stop ended the run after step {done}"
+            if ended_early
+            else f"all {done} steps are done already"
+        )
         print(f"pretrain: {what}, saved as {checkpoint}; skipped")
     return True
 

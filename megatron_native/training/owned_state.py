@@ -8,7 +8,7 @@ n-dimensional tensor. So every rank describes its own range, nothing is sent, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.nn import Parameter
 
 _STATES = ("param", "exp_avg", "exp_avg_sq")
 
@@ -51,6 +52,34 @@ def _describing(optimizer: Any) -> Any:
     return describe
 
 
+def put_unrounded_weights(optimizer: Any, state: dict[str, Any], rounded: Collection[Parameter]) -> None:
+    """In a model's sharded state put weights that are kept in FP8 as their masters have them, in the model's precision (BF16).
+
+    Each rank then describes the part that its optimizer owns, as of the optimizer's state.
+
+    Args:
+        optimizer: distributed ones, of all the weights.
+        state: of `sharded_state.model_state`, perhaps with more beside; changed. The optimizer's has to be described before.
+        rounded: `fp8_layers.rounded_weights`, on this rank.
+    """
+    regions: dict[Any, list[tuple[int, ShardedTensor]]] = {}
+    identities = {id(one) for one in rounded}
+    for chunk in [state[key] for key in state if key.startswith("model")]:
+        for name, sharded in list(chunk.items()):
+            if isinstance(sharded, ShardedTensor | ShardedTensorFactory) and id(sharded.data) in identities:
+                regions[sharded.data] = _regions(sharded)
+                del chunk[name]
+    if not regions:
+        return
+    masters: dict[str, Any] = {}
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for parameter, start, end, tensors in _owned_parameters(inner):
+            if parameter in regions:
+                flat = tensors["param"].detach().view(-1).to(parameter.dtype)
+                masters[str(len(masters))] = _boxes_of("", flat, start, end, regions[parameter], inner)
+    state["unrounded"] = masters
+
+
 def _regions(sharded: Any) -> list[tuple[int, ShardedTensor]]:
     """The tensors that a parameter is stored as, with the place of each one's first element in the parameter."""
     if not isinstance(sharded, ShardedTensorFactory):
@@ -64,26 +93,34 @@ def _regions(sharded: Any) -> list[tuple[int, ShardedTensor]]:
 
 def _owned(optimizer: Any, regions: dict[Any, list[tuple[int, ShardedTensor]]]) -> dict[str, Any]:
     """Parameter → state → boxes, as sharded tensors, of what this rank owns."""
-    owned: dict[str, Any] = {}
+    return {
+        str(index): {
+            name: _boxes_of(
+                f"optimizer.state.{name}.", tensors[name].detach().view(-1), start, end, regions[parameter], optimizer
+            )
+            for name in _STATES
+        }
+        for index, (parameter, start, end, tensors) in enumerate(_owned_parameters(optimizer))
+    }
+
+
+def _owned_parameters(optimizer: Any) -> Iterator[tuple[Parameter, int, int, dict[str, torch.Tensor]]]:
+    """Every parameter of which this rank owns elements, the first and the end of them, and their states."""
     for ranges in optimizer.gbuf_ranges:
         for buckets in ranges.values():
             for bucket in buckets:
                 for parameter, where in bucket["param_map"].items():
-                    start, end = where["param"].start, where["param"].end
                     tensors = optimizer._get_main_param_and_optimizer_states(parameter)
-                    owned[str(len(owned))] = {
-                        name: _boxes_of(
-                            name, tensors[name].detach().view(-1), start, end, regions[parameter], optimizer
-                        )
-                        for name in _STATES
-                    }
-    return owned
+                    yield parameter, where["param"].start, where["param"].end, tensors
 
 
 def _boxes_of(
-    name: str, flat: torch.Tensor, start: int, end: int, regions: list[tuple[int, ShardedTensor]], optimizer: Any
+    prefix: str, flat: torch.Tensor, start: int, end: int, regions: list[tuple[int, ShardedTensor]], optimizer: Any
 ) -> dict[str, ShardedTensor]:
-    """One state of one parameter, elements `start` to `end` of it in `flat`, as boxes of global tensors."""
+    """One state of one parameter, elements `start` to `end` of it in `flat`, as boxes of global tensors.
+
+    Their keys are those of the parameter's own after `prefix`.
+    """
     boxes: dict[str, ShardedTensor] = {}
     for first, region in regions:
         shape = tuple(region.local_shape)
@@ -94,7 +131,7 @@ def _boxes_of(
             place = region.global_offset[region.prepend_axis_num :]
             data = flat[here : here + prod(size)].view(ones + size)
             boxes[str(len(boxes))] = ShardedTensor(
-                f"optimizer.state.{name}.{region.key}",
+                f"{prefix}{region.key}",
                 data,
                 data.dtype,
                 ones + size,

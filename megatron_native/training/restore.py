@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.torch_dist import read_common
 from megatron_native.config.run import RunConfig
 from megatron_native.data.ledger import Ledger, read_ledger
 from megatron_native.errors import UserError
-from megatron_native.models.fp8_layers import round_weights
+from megatron_native.models.fp8_layers import round_weights, set_bf16_layers
 from megatron_native.platform import Platform
 from megatron_native.training import checkpoints
 from megatron_native.training.course import Progress
@@ -56,14 +57,15 @@ def restore(
                 f"{run.run_dir} already holds checkpoints up to {newest.name} and checkpointing.resume is false: choose "
                 "another run_dir, or let the run resume."
             )
-        return _resumed(newest, model)
+        return _resumed(newest, run, model)
     if run.model.branch_from is not None:
         layout.check_complete(run.model.branch_from)
-        branched = _resumed(run.model.branch_from, model)
+        branched = _resumed(run.model.branch_from, run, model)
         # the phases of this configuration begin here, whatever those of the trunk were
         branched.progress.phase, branched.progress.phase_steps, branched.progress.phase_tokens = None, 0, 0
         branched.progress.schedule_steps = 0
         return branched
+    _keep_in_bf16(run, model, ())
     if run.model.checkpoint is not None:
         layout.check_complete(run.model.checkpoint)
         checkpoints.load_weights(run.model.checkpoint, model)
@@ -100,7 +102,17 @@ def _newest(run: RunConfig, platform: Platform, say: Callable[[str], None], inci
     return None if found[0] is None else Path(found[0])
 
 
-def _resumed(folder: Path, model: TrainableModel) -> Restored:
+def _keep_in_bf16(run: RunConfig, model: TrainableModel, moved: Iterable[str]) -> None:
+    """Before weights are loaded, and rounded where they are kept in FP8: which layers aren't, those that were moved too."""
+    if run.training.precision == "fp8":
+        layers = {*run.fp8.bf16_layers, *map(int, moved)}
+        set_bf16_layers(model.configs.transformer, model.modules, layers)
+
+
+def _resumed(folder: Path, run: RunConfig, model: TrainableModel) -> Restored:
+    layout.check_complete(folder)
+    conscience = read_common(folder).get("progress", {}).get("conscience") or {}
+    _keep_in_bf16(run, model, conscience.get("moved", ()))
     state = checkpoints.load_checkpoint(folder, model)
     progress = Progress(**state["position"])
     return Restored(progress, read_ledger(folder), folder, folder, fresh=False, monitors=state)

@@ -15,6 +15,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_native.config.requirements import fp8_multiple
 from megatron_native.training.batches import MicroBatch, context_parallel_batches
 from megatron_native.training.step_time import timed, timers_of
 
@@ -60,6 +61,12 @@ def forward_step(
     return output, partial(report, batch)
 
 
+def multiple_of_tokens(chunks: Sequence[Any]) -> int:
+    """Of what a process's share of packed tokens must be a multiple under context parallelism, for FP8 products."""
+    config = chunks[0].config
+    return fp8_multiple(config.fp8_recipe) if config.fp8 else 1
+
+
 def run_schedule(
     chunks: Sequence[Any], batches: Sequence[MicroBatch], forward_only: bool = False, forward: Any = forward_step
 ) -> list[dict[str, Tensor]]:
@@ -68,7 +75,7 @@ def run_schedule(
     Micro-batches are whole; with context parallelism each rank takes its part of them here. `forward` is the hook of each,
     by default the loss of its counted tokens.
     """
-    batches, length = context_parallel_batches(batches)
+    batches, length = context_parallel_batches(batches, multiple_of_tokens(chunks))
     micro_batch_size = batches[0].tokens.shape[0]
     iterators = [iter(batches) for _ in chunks]
     schedule = get_forward_backward_func()

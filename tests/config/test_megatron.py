@@ -59,7 +59,12 @@ def test_both_switches_of_weights_in_fp8_are_set_together(param_gather: bool) ->
     run = run_of(training={"steps": 1, "global_batch_size": 8, "precision": "fp8"}, fp8={"param_gather": param_gather})
     assert transformer_fields(run, MODEL, "cuda", "transformer_engine")["fp8_param"] is param_gather
     assert ddp_fields(run)["fp8_param_gather"] is param_gather
+    # Transformer Engine rounds a weight as it makes it, which it can't on the CPU.
+    fields = transformer_fields(run, MODEL, "cuda", "transformer_engine")
+    assert fields["use_cpu_initialization"] is not param_gather
+    assert transformer_fields(run, MODEL, "cpu", "torch")["use_cpu_initialization"]
     other = run_of(fp8={"param_gather": param_gather})  # the section is not read without FP8
+    assert transformer_fields(other, MODEL, "cuda", "transformer_engine")["use_cpu_initialization"]
     assert ddp_fields(other)["fp8_param_gather"] is False
     assert transformer_fields(other, MODEL, "cuda", "transformer_engine")["fp8"] is None
 

@@ -46,6 +46,10 @@ def test_a_buffer_holds_a_micro_batch_of_one_context_parallel_process() -> None:
 def test_both_kinds_of_layers_have_buffers(precision: str, fp8: dict[str, Any], modes: list[str]) -> None:
     buffers = user_buffers(overlapping(training={"precision": precision}, fp8=fp8), LLAMA3_70B)
     assert buffers is not None and buffers.quantization_modes == modes
+    watched = user_buffers(
+        overlapping(training={"precision": precision}, fp8=fp8, conscience={"interval": 500}), LLAMA3_70B
+    )  # a replay computes every layer in BF16 as well
+    assert watched is not None and watched.quantization_modes == (["none"] if precision == "bf16" else ["fp8", "none"])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])

@@ -80,3 +80,29 @@ def test_transformer_engine_is_not_given_states_of_the_emulation() -> None:
     found = fp8_layers.without_foreign_states(module, state)
     assert found["a._extra_state"] is None
     assert found["b._extra_state"] is engine and found["c.weight"] is engine
+
+
+def test_an_fp8_weight_in_bf16_gets_its_gradient_by_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformer Engine then multiplies a copy, which has no `main_grad`; in FP8 it adds in place where Apex's kernel is."""
+    monkeypatch.setattr(fp8_layers, "is_float8tensor", lambda weight: weight == "fp8")
+
+    def layer(number: int, weight: str) -> Any:
+        found = SimpleNamespace(weight=weight, fuse_wgrad_accumulation=True)
+        return SimpleNamespace(layer_number=number, get_submodule=lambda name: found, found=found)
+
+    layers = [layer(1, "bf16"), *(layer(number, "fp8") for number in range(2, 6)), layer(6, "bf16")]
+    modules = [SimpleNamespace(decoder=SimpleNamespace(layers=layers))]
+
+    def fused() -> list[bool]:
+        return [one.found.fuse_wgrad_accumulation for one in layers]
+
+    ours = config(gradient_accumulation_fusion=True)
+    fp8_layers.install(ours, [])
+    with fp8_layers.bf16_everywhere(ours, modules):
+        assert fused() == [True, False, False, False, False, True]
+    assert fused() == [True] * 6
+    fp8_layers.set_bf16_layers(ours, modules, [3])  # moved by the conscience
+    assert fused() == [True, True, True, False, True, True]
+    without_apex = config(gradient_accumulation_fusion=False)
+    fp8_layers.set_bf16_layers(without_apex, modules, [])
+    assert not any(fused()[1:5])

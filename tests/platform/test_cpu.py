@@ -119,3 +119,14 @@ thread.join()
 print(seen[0])
 """
     assert (python(body) == "cpu") is thread_enters
+
+
+def test_a_stream_may_be_entered_again() -> None:
+    """megatron-core does so where gradients are reduced in two steps (several instances of the distributed optimizer)."""
+    body = """
+context = torch.cuda.stream(torch.cuda.Stream())
+for _ in range(2):
+    with context:
+        print("inside")
+"""
+    assert python(body).split() == ["inside", "inside"]

@@ -33,24 +33,17 @@ def test_the_versions_are_those_that_are_installed() -> None:
 def test_fp8_on_cuda_is_refused_before_the_model_is_built(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     run = run_of(model={"checkpoint": None, "hf_config": str(tmp_path)}, training={"precision": "fp8"})
-    with pytest.raises(
-        UserError, match=r"precision=fp8 needs Transformer Engine .* needs a GPU, and there is none"
-    ):
+    with pytest.raises(UserError, match=r"precision=fp8 needs Transformer Engine .* needs a GPU, and there is none"):
         check_machine(run)
 
 
-def test_the_exact_mode_makes_torch_deterministic_and_fast_does_not(
+def test_the_exact_mode_is_refused_under_variables_that_undo_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     sections = {"model": {"checkpoint": None, "hf_config": str(tmp_path)}, "layer_spec": "torch"}
-    try:
-        check_machine(run_of(**sections))
-        assert not torch.are_deterministic_algorithms_enabled()
+    check_machine(run_of(**sections, training={"mode": "exact"}))
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1")
+    check_machine(run_of(**sections))
+    with pytest.raises(UserError, match="NVTE_ALLOW_NONDETERMINISTIC_ALGO is '1' in the environment"):
         check_machine(run_of(**sections, training={"mode": "exact"}))
-        assert torch.are_deterministic_algorithms_enabled()
-        monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1")
-        with pytest.raises(UserError, match="NVTE_ALLOW_NONDETERMINISTIC_ALGO is '1' in the environment"):
-            check_machine(run_of(**sections, training={"mode": "exact"}))
-    finally:
-        torch.use_deterministic_algorithms(False)

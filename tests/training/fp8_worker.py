@@ -61,6 +61,9 @@ def train(job: dict[str, Any], platform: Any) -> dict[str, Any]:
             for layer, name, linear in linears(modules)
             if getattr(linear, "amax_history", None) is not None
         },
+        "magnitudes": {
+            f"{layer}.{name}": linear.weight.abs().unique().numel() for layer, name, linear in linears(modules)
+        },
         "rounding again changes nothing": all(
             bool((weight == linear.weight).all()) for weight, (_, _, linear) in zip(before, linears(modules))
         ),

@@ -60,12 +60,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job(2, f"{name} DP2", conscience={"interval": interval}, fp8={"param_gather": True},
             parallel={"overlap_grad_reduce": True, "overlap_param_gather": True})  # fmt: skip
     for name, layout in (("TP2", {TP: 2}), ("VPP", {PP: 2, VPP: 2})):
-        job(2, f"outlier {name}", 2, "outlier", conscience={"interval": 2}, parallel=layout, fp8={"last_layers_bf16": 0})
+        job(
+            2, f"outlier {name}", 2, "outlier", conscience={"interval": 2}, parallel=layout, fp8={"last_layers_bf16": 0}
+        )
     job(1, "outlier one", 2, "outlier", conscience={"interval": 2}, fp8={"last_layers_bf16": 0})
     moving = {"interval": 1, "action": "bf16", "patience": 2}
     for steps, name in ((2, "first"), (4, "then")):
         job(1, "moved", steps, "outlier", output=f"moved {name}", conscience=moving, checkpointing={"save_interval": 2})
     job(1, "moved at once", 4, "outlier", conscience=moving, checkpointing={"save_interval": 2})
+    for steps, output in ((4, "gathered first"), (6, "gathered then")):
+        job(1, "gathered", steps, "outlier", output=output, conscience=moving, checkpointing={"save_interval": 2},
+            fp8={"param_gather": True})  # fmt: skip
+    job(
+        1,
+        "gathered at once",
+        6,
+        "outlier",
+        conscience=moving,
+        checkpointing={"save_interval": 2},
+        fp8={"param_gather": True},
+    )
     for size, group in jobs.items():
         run_jobs(folder, size, group, module="tests.training.fp8_worker")
     return folder
@@ -140,3 +154,9 @@ def test_the_console_names_the_worst_layer_in_one_line(folder: Path) -> None:
     said = (folder / "jobs_1.rank_0.log").read_text(encoding="utf-8")
     assert "step 2: emulated FP8 against BF16: worst layer 2 (mlp.linear_fc1): output error" in said
     assert "EMULATED: rounding only, computed in BF16" in said
+
+
+def test_weights_of_a_moved_layer_are_not_rounded_again_on_resuming(folder: Path) -> None:
+    """From the update after its move on the layer's weights are the masters in BF16, and a resumed run must not round them."""
+    assert SPOILED in json.loads((folder / "gathered first.json").read_text(encoding="utf-8"))["bf16 layers"]
+    assert losses(folder / "gathered") == losses(folder / "gathered at once")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +14,18 @@ from megatron.core import parallel_state
 from megatron.core.models.common.embeddings.rope_utils import _get_thd_freqs_on_this_cp_rank
 from megatron.core.utils import get_batch_on_this_cp_rank
 
+from megatron_native.config.requirements import fp8_multiple
+from megatron_native.training import boundaries
 from megatron_native.training.batches import (
     MicroBatch,
     context_indices,
+    context_parallel_batches,
     on_context_rank,
     pack,
     pad_documents,
     positions_of,
 )
+from megatron_native.training.step import multiple_of_tokens
 from tests.distributed import run_jobs
 from tests.training import context_worker
 
@@ -100,6 +106,28 @@ def test_filling_up_keeps_every_document_and_counts_nothing() -> None:
         assert batch.loss_mask.sum() == original.loss_mask.sum()
 
 
+@pytest.mark.parametrize(("recipe", "multiple"), [("tensorwise", 16), ("delayed", 16), ("blockwise", 128)])
+def test_in_fp8_every_process_has_a_share_that_its_products_can_take(
+    recipe: str, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents' padding makes lengths of any kind; Transformer Engine refuses what is no multiple on a process."""
+    for name, value in (
+        ("context_parallel_rank", 0),
+        ("context_parallel_world_size", 2),
+        ("tensor_model_parallel_world_size", 4),
+    ):
+        monkeypatch.setattr(parallel_state, f"get_{name}", lambda value=value: value)
+    assert fp8_multiple(recipe) == multiple
+    ids = torch.arange(96)[None]
+    batch = pack(MicroBatch(ids, ids, torch.ones(1, 96), ids), np.array([5, 1, 18, 72]))
+    (part,), length = context_parallel_batches([batch], fp8_multiple(recipe))
+    assert part.tokens.shape[1] == length // 2
+    assert (length // 2 // 4) % multiple == 0, "also of what sequence parallelism leaves a process"
+    assert float(part.loss_mask.sum()) <= 96
+    _, plain = context_parallel_batches([batch])
+    assert plain == 112 < length  # 8 + 4 + 20 + 72, filled up to a multiple of 2 · 2 · 4
+
+
 def test_the_longest_length_is_never_that_of_the_whole() -> None:
     """Where it is, megatron-core lets rotary positions run on from document to document."""
     for lengths in ([16], [8, 8], [4, 12], [15, 1], [1] * 16):
@@ -130,3 +158,23 @@ def test_sums_over_the_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     assert told[0]["rows"]["whole"] == batch.tokens.tolist()
     whole = [token for token in told[0]["packed"]["whole"][0] if token]
     assert whole == batch.tokens.flatten().tolist()
+
+
+@pytest.mark.parametrize("fp8", [None, "hybrid"])
+def test_the_probe_of_document_boundaries_needs_no_filling_up(fp8: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its losses are put together again by the bounds that it was made with."""
+    sizes = {"context_parallel_world_size": 2, "tensor_model_parallel_world_size": 4}
+    for name, value in sizes.items():
+        monkeypatch.setattr(parallel_state, f"get_{name}", lambda value=value: value)
+    chunks = [SimpleNamespace(config=SimpleNamespace(fp8=fp8, fp8_recipe="tensorwise"))]
+    probed: list[MicroBatch] = []
+
+    def losses(_: Any, batch: MicroBatch) -> torch.Tensor:
+        probed.append(batch)
+        return batch.tokens.float().cos()
+
+    monkeypatch.setattr(boundaries, "token_losses_of", losses)
+    boundaries.assert_boundaries(chunks, 500, 24, "bf16", CPU)
+    (filled,) = pad_documents(probed[:1], 2 * 2, 4 * multiple_of_tokens(chunks))
+    assert torch.equal(filled.tokens, probed[0].tokens)
+    assert filled.packed.cu_seqlens_q_padded.tolist() == probed[0].packed.cu_seqlens_q.tolist()

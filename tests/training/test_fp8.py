@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
@@ -62,10 +63,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job(1, f"resumed {name}", fp8=fp8, stop=3)
         job(1, f"resumed {name} then", run=f"resumed {name}", fp8=fp8)
     job(1, "gather one", fp8={"param_gather": True}, gate=True)
+    job(1, "gather without optimizer", fp8={"param_gather": True}, checkpointing={"save_optimizer": False})
     job(2, "gather TP2", fp8={"param_gather": True}, parallel={TP: 2}, gate=True)
-    job(2, "gather DP2", fp8={"param_gather": True}, parallel={"overlap_grad_reduce": True, "overlap_param_gather": True})
+    job(
+        2,
+        "gather DP2",
+        fp8={"param_gather": True},
+        parallel={"overlap_grad_reduce": True, "overlap_param_gather": True},
+    )
     job(2, "fault", fp8={"param_gather": True}, parallel={TP: 2}, gate=True, fault="masters refilled")
-    for name, more in (("", {}), (" without distributed optimizer", {"parallel": {"use_distributed_optimizer": False}})):
+    for name, more in (
+        ("", {}),
+        (" without distributed optimizer", {"parallel": {"use_distributed_optimizer": False}}),
+    ):
         job(1, f"masters{name}", "masters", fp8={"param_gather": True}, hf=str(hf), names=HF_NAMES, **more)
     job(1, "layers", "layers", fp8={"bf16_layers": [2]})
     job(1, "elsewhere", run="resumed elsewhere", fp8=DELAYED, stop=3)
@@ -75,7 +85,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs[2] = later
     job(2, "elsewhere then", run="resumed elsewhere", fp8=DELAYED, parallel={PP: 2})
     job(2, "to bf16", run="resumed elsewhere", precision="bf16", parallel={TP: 2})
-    later[-1]["train"] = {**later[-1]["train"], "training": {**later[-1]["train"]["training"], "steps": 8, "stop_after": 8}}
+    later[-1]["train"] = {
+        **later[-1]["train"],
+        "training": {**later[-1]["train"]["training"], "steps": 8, "stop_after": 8},
+    }
     run_jobs(folder / "later", 2, later, module="tests.training.fp8_worker")
     return folder
 
@@ -106,12 +119,16 @@ def test_only_the_named_layers_change(folder: Path) -> None:
     assert set(found["differing"]) == {f"decoder.layers.1.{name}" for name in linears}
     assert {f"decoder.layers.{layer}.{name}" for layer in (0, 2, 3) for name in linears} <= set(found["same"])
     others = {"embedding.word_embeddings", "output_layer", "decoder.final_layernorm"}
-    assert others | {"decoder.layers.1.self_attention.core_attention", "decoder.layers.1.input_layernorm"} <= set(found["same"])
+    assert others | {"decoder.layers.1.self_attention.core_attention", "decoder.layers.1.input_layernorm"} <= set(
+        found["same"]
+    )
 
 
 @pytest.mark.parametrize("layout", ["PP2", "DP2"])
 def test_pipeline_and_data_parallelism_change_no_bit(folder: Path, layout: str) -> None:
-    gradients, others = (tensors(folder / f"tensorwise {name}", 1, "optimizer.state.exp_avg.") for name in ("one", layout))
+    gradients, others = (
+        tensors(folder / f"tensorwise {name}", 1, "optimizer.state.exp_avg.") for name in ("one", layout)
+    )
     for key, gradient in gradients.items():
         # between replicas gradients are added in FP32 and in another order
         assert (others[key] - gradient).abs().max() <= 1e-6 * gradient.abs().max(), key
@@ -130,7 +147,9 @@ def test_tensor_parallelism_agrees_as_closely_as_fp8_allows(folder: Path, layout
     """Partial sums are rounded to BF16 before they are added, so activations differ in their last bit. Two values in a
     hundred then fall to the other side of a boundary between FP8 values and move by 2⁻⁴ to 2⁻³: a difference as large as
     FP8's own. That scales are the same is shown on single layers, in every bit (tests/models/test_fp8_emulation.py)."""
-    gradients, others = (tensors(folder / f"tensorwise {name}", 1, "optimizer.state.exp_avg.") for name in ("one", layout))
+    gradients, others = (
+        tensors(folder / f"tensorwise {name}", 1, "optimizer.state.exp_avg.") for name in ("one", layout)
+    )
     own = difference(gradients, tensors(folder / "bf16", 1, "optimizer.state.exp_avg."))
     assert 0.05 < own < 0.3
     assert difference(others, gradients) <= 1.25 * own
@@ -206,8 +225,31 @@ def test_masters_refilled_from_fp8_are_caught_at_start_up(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["gather one", "gather TP2", "gather DP2"])
 def test_weights_kept_in_fp8_are_fp8_values(folder: Path, name: str) -> None:
     assert told(folder, name)["rounding again changes nothing"]
-    weight = tensors(folder / name, 6)["decoder.layers.mlp.linear_fc2.weight"]
     for layer, kept in enumerate((False, True, True, False)):
-        distinct = weight[layer].abs().unique().numel()
-        assert (distinct <= 127) == kept, "E4M3 has 127 magnitudes"
+        for linear in ("self_attention.linear_proj", "mlp.linear_fc2"):
+            magnitudes = told(folder, name)["magnitudes"][f"{layer}.{linear}"]
+            assert (magnitudes <= 127) == kept, "E4M3 has 127 magnitudes"
     assert losses(folder / name) == pytest.approx(losses(folder / "gather one"), abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["gather one", "gather TP2", "gather DP2"])
+def test_a_checkpoint_has_the_masters_of_weights_kept_in_fp8(folder: Path, tmp_path: Path, name: str) -> None:
+    """Every weight is saved as the FP32 master has it, rounded to BF16 alone; so is what an export gives away."""
+    saved = tensors(folder / name, 6)
+    masters = {key.removeprefix("optimizer.state.param."): tensor for key, tensor in saved.items() if ".param." in key}
+    assert {"decoder.layers.self_attention.linear_qkv.weight", "decoder.layers.mlp.linear_fc1.weight"} <= masters.keys()
+    for key, master in masters.items():
+        assert saved[key].dtype == torch.bfloat16 and torch.equal(saved[key], master.to(torch.bfloat16)), key
+    export_hf(folder / name / "checkpoints" / "step_00000006", tmp_path / "hf")
+    exported = load_file(tmp_path / "hf" / "model.safetensors")
+    down = masters["decoder.layers.mlp.linear_fc2.weight"].to(torch.bfloat16)
+    for layer in range(4):
+        assert torch.equal(exported[f"model.layers.{layer}.mlp.down_proj.weight"], down[layer])
+
+
+def test_a_run_that_begins_from_the_weights_of_such_a_checkpoint_has_the_masters(folder: Path) -> None:
+    saved = tensors(folder / "gather without optimizer", 6)
+    assert not any(key.startswith("optimizer.") for key in saved)
+    for key, tensor in tensors(folder / "gather one", 6).items():
+        if not key.startswith("optimizer."):
+            assert torch.equal(saved[key], tensor), key

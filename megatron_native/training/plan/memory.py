@@ -13,6 +13,7 @@ from megatron_native.config.model import ModelConfig
 from megatron_native.config.phases import resolve_phases
 from megatron_native.config.run import RunConfig
 from megatron_native.training.plan.activations import ChunkActivations, chunk_activations
+from megatron_native.training.plan.layer_time import is_fp8_layer
 from megatron_native.training.plan.rank_model import RankModel, rank_model
 from megatron_native.training.plan.transformer_engine import TransformerEngineRules
 
@@ -111,7 +112,8 @@ def rank_memory(
         quantised = sum(
             parameter.elements
             for parameter in rank.parameters
-            if parameter.kind == "matrix" and rules.is_fp8(_layer_of(parameter.name, layers[parameter.chunk]))
+            if parameter.kind == "matrix"
+            and is_fp8_layer(run, model_config, _layer_of(parameter.name, layers[parameter.chunk]))
         )
         chunks = chunk_activations(rank, run, model_config, phase, platform, spec)
     if spec == "transformer_engine" and quantised:

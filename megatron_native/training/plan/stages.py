@@ -5,10 +5,10 @@ The split is worked out as megatron-core does it, without building anything; tes
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from megatron_native.config.model import ModelConfig
+from megatron_native.config.pipeline_layout import layers_of_chunks, pipeline_findings
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
 
@@ -30,25 +30,12 @@ def split_stages(run: RunConfig, model: ModelConfig) -> list[list[Chunk]]:
     Raises:
         UserError: the layers cannot be split so.
     """
-    parallel = run.parallel
-    ranks = parallel.pipeline_model_parallel_size
-    if parallel.pipeline_layout is not None:
-        stages = expand_layout(parallel.pipeline_layout)
-        if len(stages) % ranks:
-            raise UserError(
-                f"parallel.pipeline_layout has {len(stages)} stages, no multiple of "
-                f"parallel.pipeline_model_parallel_size {ranks}: change one of them."
-            )
-        counts = [stage.count("t") for stage in stages]
-        if sum(counts) != model.num_layers:
-            raise UserError(
-                f"parallel.pipeline_layout places {sum(counts)} layers, and the model has {model.num_layers}: change "
-                "the layout."
-            )
-        virtual = len(stages) // ranks
-    else:
-        virtual = parallel.virtual_pipeline_model_parallel_size or 1
-        counts = _even_counts(run, model, ranks, virtual)
+    ranks = run.parallel.pipeline_model_parallel_size
+    finding = next(pipeline_findings(run.parallel, model), None)
+    if finding is not None:
+        raise UserError(f"impossible layout: {finding}.")
+    by_rank = layers_of_chunks(run.parallel, model.num_layers)
+    counts = [by_rank[rank][virtual] for virtual in range(len(by_rank[0])) for rank in range(ranks)]
     offsets = [sum(counts[:stage]) for stage in range(len(counts))]
     last = len(counts) - 1
     return [
@@ -58,44 +45,6 @@ def split_stages(run: RunConfig, model: ModelConfig) -> list[list[Chunk]]:
         ]
         for rank in range(ranks)
     ]
-
-
-def expand_layout(layout: str) -> list[str]:
-    """megatron-core's notation spelled out, one string of `E`, `t`, `L` for each stage: `Et*2|(t|)*2,tL` → Ett, t, t, tL."""
-    text = layout.replace(",", "").replace(" ", "")
-    while True:
-        shorter = re.sub(r"\(([^()]*)\)\*(\d+)", lambda found: found[1] * int(found[2]), text)
-        if shorter == text:
-            break
-        text = shorter
-    text = re.sub(r"(\w)\*(\d+)", lambda found: found[1] * int(found[2]), text)
-    return text.split("|")
-
-
-def _even_counts(run: RunConfig, model: ModelConfig, ranks: int, virtual: int) -> list[int]:
-    """Layers of every stage, virtual ones after one another."""
-    parallel = run.parallel
-    first, last = parallel.num_layers_in_first_pipeline_stage, parallel.num_layers_in_last_pipeline_stage
-    embedding, loss = parallel.account_for_embedding_in_pipeline_split, parallel.account_for_loss_in_pipeline_split
-    per_rank: list[float] = [(model.num_layers + embedding + loss) / ranks] * ranks
-    if first is not None or last is not None:
-        others = ranks - (first is not None) - (last is not None)
-        left = model.num_layers - (first or 0) - (last or 0)
-        per_rank = [left / others if others else 0.0] * ranks
-        if first is not None:
-            per_rank[0] = first
-        if last is not None:
-            per_rank[-1] = last
-    counts = [per_rank[stage % ranks] / virtual for stage in range(ranks * virtual)]
-    counts[0] -= embedding
-    counts[-1] -= loss
-    if any(count != int(count) or count < 0 for count in counts) or sum(counts) != model.num_layers:
-        raise UserError(
-            f"{model.num_layers} layers cannot be split over parallel.pipeline_model_parallel_size {ranks}"
-            + (f" × virtual_pipeline_model_parallel_size {virtual}" if virtual > 1 else "")
-            + " with the layers of the first and last stage that are set: change one of these numbers."
-        )
-    return [int(count) for count in counts]
 
 
 def chunk_parameters(run: RunConfig, model: ModelConfig, chunk: Chunk) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.phases import ResolvedPhase
 from megatron_native.config.run import RunConfig
+from megatron_native.config.user_buffers import quantization_modes
+from megatron_native.training.plan.layer_time import is_fp8_layer
 
 _BLOCK = 128  # values of a block that share a scale, with the block-wise recipe
 _SCALE = 4  # bytes of a scale, a norm's inverse deviation, a row's sum in the attention
@@ -77,23 +79,14 @@ class TransformerEngineRules:
     def user_buffers(self) -> int:
         """Transformer Engine's buffers for overlapping tensor parallelism: a gathered hidden state for each of ten products.
 
-        With FP8 six of them are of bytes; layers that stay BF16 need a second set.
+        With FP8 six of them are of bytes; layers that are computed in BF16 need a second set.
         """
         values = self._tokens * self.model.hidden_size
         plain = 10 * values * self._value
         if self.run.training.precision != "fp8":
             return plain
         fp8 = 6 * values + 4 * values * self._value
-        stays = self.run.fp8.bf16_at_start() + self.run.fp8.bf16_at_end() + len(self.run.fp8.bf16_layers)
-        return fp8 + (plain if stays else 0)
-
-    def is_fp8(self, number: int) -> bool:
-        """Whether layer `number` (from 0) computes in FP8."""
-        run = self.run
-        if run.training.precision != "fp8":
-            return False
-        fp8, last = run.fp8, self.model.num_layers - run.fp8.bf16_at_end()
-        return fp8.bf16_at_start() <= number < last and number not in fp8.bf16_layers
+        return fp8 + (plain if "none" in quantization_modes(self.run) else 0)
 
     def layer(self, number: int, position: int, layers: int) -> Layer:
         """Layer `number` of the model, the `position`-th of the `layers` of its chunk; both from 0."""
@@ -130,7 +123,7 @@ class TransformerEngineRules:
 
     def _whole(self, number: int) -> dict[str, int]:
         """A layer of which nothing is recomputed."""
-        model, share, fp8 = self.model, self._tensor_parallel, self.is_fp8(number)
+        model, share, fp8 = self.model, self._tensor_parallel, is_fp8_layer(self.run, self.model, number)
         heads = model.num_attention_heads * model.kv_channels // share
         groups = model.num_query_groups * model.kv_channels // share
         ffn = model.ffn_hidden_size // share

@@ -11,6 +11,7 @@ from megatron_native.config.model import ModelConfig
 from megatron_native.config.phases import resolve_phases
 from megatron_native.config.run import RunConfig
 from megatron_native.models.families import to_model_config
+from megatron_native.training.plan.layer_time import is_fp8_layer
 from megatron_native.training.plan.memory import NCCL_ALLOWANCE, rank_memory, step_order
 from megatron_native.training.plan.transformer_engine import TransformerEngineRules
 from tests.tiny_models import SHAPES
@@ -54,9 +55,10 @@ def test_a_layer_in_bf16_keeps_what_its_modules_save() -> None:
 
 
 def test_in_fp8_inputs_of_products_take_a_byte_and_layers_at_the_ends_stay_bf16() -> None:
-    rules = rules_of(run_of(parallel=SHARDED, training={"precision": "fp8"}, fp8={"bf16_layers": [7]}))
+    run = run_of(parallel=SHARDED, training={"precision": "fp8"}, fp8={"bf16_layers": [7]})
+    rules = rules_of(run)
     plain, fp8 = rules.layer(0, 0, 4).kept, rules.layer(40, 0, 4).kept
-    assert [number for number in range(80) if not rules.is_fp8(number)] == [0, 7, 79]
+    assert [number for number in range(80) if not is_fp8_layer(run, LLAMA3_70B, number)] == [0, 7, 79]
     assert (fp8["qkv"], fp8["fc1"], fp8["fc2"]) == (plain["qkv"] // 2, plain["fc1"] // 2, plain["fc2"] // 2)
     assert (plain["projection"], fp8["projection"]) == (0, 8192 * 8 * 128)  # a copy beside the attention's output
     assert fp8["activation"] == plain["activation"]
