@@ -29,6 +29,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2 with 2 virtual stages": (2, {PP: 2, VPP: 2}),
     "DP2": (2, {}),
     "DP2 without distributed optimizer": (2, {"use_distributed_optimizer": False}),
+    "DP2 with two instances of the optimizer": (2, {"num_distributed_optimizer_instances": 2}),
     "TP2 with sequence parallel": (2, {TP: 2, "sequence_parallel": True}),
     "TP2 × PP2": (4, {TP: 2, PP: 2}),
     "TP2 × PP2 with sequence parallel": (4, {TP: 2, PP: 2, "sequence_parallel": True}),
