@@ -47,7 +47,9 @@ class AverageResult:
     """The average was there already, made from the same checkpoints in the same way."""
 
 
-def shares(count: int, method: Method = "uniform", decay: float = 0.9, weights: Sequence[float] | None = None) -> list[float]:
+def shares(
+    count: int, method: Method = "uniform", decay: float = 0.9, weights: Sequence[float] | None = None
+) -> list[float]:
     """The share of each of `count` checkpoints, oldest first; they sum to one.
 
     `uniform`: 1 / n each. `ema`: the exponential moving average that begins with the first, e = decay · e + (1 − decay) · c.
@@ -61,7 +63,9 @@ def shares(count: int, method: Method = "uniform", decay: float = 0.9, weights: 
             raise UserError(f"--weights has {len(weights)} numbers for {count} checkpoints; give one for each.")
         wrong = next((weight for weight in weights if not math.isfinite(weight) or weight < 0), None)
         if wrong is not None or not sum(weights):
-            raise UserError(f"--weights has {wrong if wrong is not None else 'only zeros'}; give numbers of zero or more.")
+            raise UserError(
+                f"--weights has {wrong if wrong is not None else 'only zeros'}; give numbers of zero or more."
+            )
         return [weight / sum(weights) for weight in weights]
     if method == "uniform":
         return [1 / count] * count
@@ -93,7 +97,9 @@ def average(
     """
     folders, output = [Path(path).absolute() for path in checkpoints], Path(output).absolute()
     if len(folders) < 2 or len({path.resolve() for path in folders}) < len(folders):
-        raise UserError("an average needs at least two checkpoints, each given once; --weights makes one count for more.")
+        raise UserError(
+            "an average needs at least two checkpoints, each given once; --weights makes one count for more."
+        )
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype is '{dtype}'; it must be one of {', '.join(DTYPES)}.")
     parts = shares(len(folders), method, decay, weights)
@@ -104,8 +110,9 @@ def average(
     for source in sources:
         _refuse_missing(source, pieces)
     masters = tuple(all(_MASTER + piece.key in source.reader.tensors for piece in pieces) for source in sources)
-    parameters: dict[str, Any] = {"method": method if weights is None else "weights", "shares": parts, "dtype": dtype}
     inputs = [file_entry(folder / layout.CHECKSUMS_FILE, output) for folder in folders]
+    order = [entry["xxh3_128"] for entry in inputs]
+    parameters = {"method": method if weights is None else "weights", "shares": parts, "dtype": dtype, "order": order}
     kinds = {piece.key: DTYPES[dtype] if dtype else sources[-1].stored_dtype(piece) for piece in pieces}
     total = sum(torch.Size(piece.shape).numel() * kinds[piece.key].itemsize for piece in pieces)
     if already_done(output / layout.MANIFEST_FILE, STAGE, parameters, inputs):

@@ -126,9 +126,7 @@ def refuse_other_model(arguments: Mapping[str, Any], config: ModelConfig, source
         "num_experts": (None, 0),
         "multi_latent_attention": (False,),
     }
-    if config.num_query_groups != config.num_attention_heads:
-        expected["num_query_groups"] = (config.num_query_groups,)
-    elif arguments.get("group_query_attention"):
+    if config.num_query_groups != config.num_attention_heads or arguments.get("group_query_attention"):
         expected["num_query_groups"] = (config.num_query_groups,)
     if scaling is not None:
         expected["rope_scaling_factor"] = (scaling.factor,)

@@ -215,10 +215,17 @@ class MegatronLmCheckpoint:
             for state in STATES:
                 key = self._state_key(state, piece)
                 info = self.reader.tensors.get(key)
-                if info is None and state == "param" and self.optimizer_form == "whole" and weight.dtype == torch.float32:
+                if (
+                    info is None
+                    and state == "param"
+                    and self.optimizer_form == "whole"
+                    and weight.dtype == torch.float32
+                ):
                     continue
                 if info is None:
-                    raise UserError(f"{self.folder} has no '{key}': its optimizer state is not whole; give --weights-only.")
+                    raise UserError(
+                        f"{self.folder} has no '{key}': its optimizer state is not whole; give --weights-only."
+                    )
                 fits = info.shape == weight.shape
                 if self.optimizer_form == "flattened":
                     blocks = info.shape[:-1]

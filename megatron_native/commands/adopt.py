@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_native.errors import UserError
-
 SUMMARY = """Bring in a Megatron-LM checkpoint of the torch_dist format: it then exports, and a run goes on from it.
 
 Weights are checked by name and shape against the model's config.json. Optimizer state, iteration and consumed samples come
@@ -34,11 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Adopt, and say what came along and how to go on."""
     from megatron_native.checkpoint.adopt import adopt
+    from megatron_native.checkpoint.disk_errors import said_of_disk
 
-    try:
+    with said_of_disk("the checkpoint"):
         result = adopt(arguments.checkpoint, arguments.hf, arguments.output, weights_only=arguments.weights_only)
-    except OSError as error:
-        raise UserError(f"the checkpoint could not be made ({error}); nothing is left under its name.") from error
     if result.skipped:
         print(f"{result.checkpoint} was adopted from {result.source} already; nothing to do")
         return 0

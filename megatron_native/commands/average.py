@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_native.errors import UserError
-
 SUMMARY = """Average checkpoints of one model, oldest first, into one of weights only, which exports and starts a run.
 
 FP32 masters are averaged where the checkpoints have them. One tensor at a time is in memory; no GPU is needed."""
@@ -40,14 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Average, and say what was made of what."""
     from megatron_native.checkpoint.average import average
+    from megatron_native.checkpoint.disk_errors import said_of_disk
 
-    try:
+    with said_of_disk("the average"):
         result = average(
             arguments.checkpoints, arguments.output, method=arguments.method, decay=arguments.decay,
             weights=arguments.weights, dtype=arguments.dtype,
         )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"the average could not be made ({error}); nothing is left under its name.") from error
     if result.skipped:
         print(f"{result.checkpoint} is the average of these checkpoints already; nothing to do")
         return 0

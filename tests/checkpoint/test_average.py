@@ -89,14 +89,25 @@ def test_masters_are_averaged_where_there_are_any(three, tmp_path):
     trained = [with_masters(tmp_path / f"step {seed}", three[0], seed) for seed in (1, 2)]
     result = average([*trained, three[2]], tmp_path / "average", dtype="float32")
     assert result.masters == (True, True, False)
-    own, average_reader = [TorchDistReader(folder) for folder in (*trained, three[2])], TorchDistReader(tmp_path / "average")
+    own, average_reader = (
+        [TorchDistReader(folder) for folder in (*trained, three[2])],
+        TorchDistReader(tmp_path / "average"),
+    )
     assert not any(key.startswith("optimizer.") for key in average_reader.tensors)
     for key in average_reader.tensors:
-        parts = [own[0].read(f"optimizer.state.param.{key}"), own[1].read(f"optimizer.state.param.{key}"), own[2].read(key)]
+        parts = [
+            own[0].read(f"optimizer.state.param.{key}"),
+            own[1].read(f"optimizer.state.param.{key}"),
+            own[2].read(key),
+        ]
         mean = sum(part.double() for part in parts) / 3
         torch.testing.assert_close(average_reader.read(key).double(), mean, rtol=1e-6, atol=1e-6)
     lineage = layout.read_json(tmp_path / "average" / layout.MANIFEST_FILE)["lineage"]
-    assert [(one.get("step"), one["averaged"]) for one in lineage] == [(1, "masters"), (2, "masters"), (None, "weights")]
+    assert [(one.get("step"), one["averaged"]) for one in lineage] == [
+        (1, "masters"),
+        (2, "masters"),
+        (None, "weights"),
+    ]
     assert not (tmp_path / "average" / layout.REFERENCE_LOGITS_FILE).exists()
     layout.check_complete(tmp_path / "average", full=True)
 
@@ -144,7 +155,8 @@ def test_refusals(three, tmp_path, capsys):
 
 
 def test_the_command_says_what_was_averaged(three, tmp_path, capsys):
-    assert main(["average", "--output", str(tmp_path / "average"), "--weights", "1", "3", "--checkpoints", *map(str, three[:2])]) == 0
+    command = ["average", "--output", str(tmp_path / "average"), "--weights", "1", "3"]
+    assert main([*command, "--checkpoints", *map(str, three[:2])]) == 0
     said = capsys.readouterr().out
     assert f"0.2500 × {three[0]} (weights)" in said and f"0.7500 × {three[1]} (weights)" in said
 

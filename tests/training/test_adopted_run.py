@@ -56,7 +56,9 @@ def samples_of(run: dict[str, Any], progress: Progress, steps: int) -> list[list
     return taken
 
 
-def configured(folder: Path, name: str, source: dict[str, Any], bf16: bool, steps: int, layout: dict[str, Any]) -> dict[str, Any]:
+def configured(
+    folder: Path, name: str, source: dict[str, Any], bf16: bool, steps: int, layout: dict[str, Any]
+) -> dict[str, Any]:
     return run_config(
         folder / name, folder / "imported", folder / "tokens_text_document", parallel=layout,
         model={"checkpoint": None, **source}, data={"document_boundaries": False},
@@ -133,6 +135,8 @@ def test_position_schedule_and_ledger_go_on(folder: Path) -> None:
 
 
 def test_without_the_optimizer_the_losses_are_others(folder: Path) -> None:
-    losses = [record["loss"] for record in read_json_lines(folder / "weights only" / "metrics.jsonl") if "loss" in record]
+    losses = [
+        record["loss"] for record in read_json_lines(folder / "weights only" / "metrics.jsonl") if "loss" in record
+    ]
     uninterrupted = json.loads((folder / "TP2" / "losses.json").read_text())[BEFORE:]
     assert max(abs(a - b) for a, b in zip(losses, uninterrupted, strict=True)) > 1e-3
