@@ -128,7 +128,7 @@ def adopt(checkpoint: Path, hf_folder: Path, output: Path, *, weights_only: bool
 def _elsewhere(old: MegatronLmCheckpoint) -> Elsewhere:
     """How far the old run was, from what it saved; `UserError` names what it did not save."""
     arguments, scheduler = old.arguments, old.common.get("opt_param_scheduler") or {}
-    found = {
+    found: dict[str, Any] = {
         "iteration": old.common.get("iteration", arguments.get("iteration")),
         "consumed_train_samples": arguments.get("consumed_train_samples", scheduler.get("num_steps")),
         "seq_length": arguments.get("seq_length"),
@@ -157,9 +157,9 @@ def _parameter_groups(old: MegatronLmCheckpoint, pieces: Sequence[Piece]) -> lis
             f"{old.folder} holds the state of several optimizers (chained_0, chained_1, …), as with experts or decoupled "
             "learning rates; only one AdamW over all weights is adopted. Give --weights-only to do without it."
         )
-    if form == "buckets":
+    if form == "gathered":
         raise UserError(
-            f"{old.folder} holds optimizer state in buffers whose order depends on the layout of the run (dp_reshardable). "
+            f"{old.folder} holds optimizer state gathered into one object a rank (dp_zero_gather_scatter). "
             "Load it once with the Megatron-LM that wrote it, in the same layout, and save it with "
             "--dist-ckpt-optim-fully-reshardable; or give --weights-only to do without the optimizer."
         )

@@ -7,7 +7,8 @@ Megatron-LM names weights as megatron-core does here, with two liberties: layers
 * `whole`: the same with `fp32_param`, as an optimizer saves that is not distributed; without it where weights are FP32;
 * `flattened`: as `whole`, but a weight [X, Y] cut into blocks [x, y] is stored as [X / x, Y / y, x · y]
   (`fully_sharded_model_space`, the distributed optimizer of megatron-core up to 0.14);
-* `buckets`: flat buffers whose order depends on the layout of the run (`dp_reshardable`); these can't be read here.
+* `buckets`: flat buffers whose order depends on the layout of the run (`dp_reshardable`, the default of newer ones; see
+  `megatron_buckets.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, Literal
 import torch
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.megatron_buckets import BucketLayout, matching_layout, unknown_order
 from megatron_native.checkpoint.megatron_common import arguments_of, read_megatron_common
 from megatron_native.checkpoint.restricted_pickle import read_metadata
 from megatron_native.checkpoint.torch_dist import TorchDistReader
@@ -31,12 +33,12 @@ from megatron_native.models.weight_map import VOCABULARY_KEYS, Piece
 
 TRACKER = "latest_checkpointed_iteration.txt"
 STATES = ("param", "exp_avg", "exp_avg_sq")
-OptimizerForm = Literal["none", "resharded", "whole", "flattened", "buckets", "chained"]
+OptimizerForm = Literal["none", "resharded", "whole", "flattened", "buckets", "gathered", "chained"]
 
 _LAYERS = "decoder.layers."
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _OPTIMIZER = re.compile(r"^(chained_\d+\.)?optimizer\.")
-_BUCKETS = re.compile(r"^(chained_\d+\.)?optimizer\.distributed\.dp_group_idx_\d+\.(gbuf_idx_|param_state)")
+_BUFFERS = re.compile(r"^optimizer\.distributed\.dp_group_idx_\d+\.(gbuf_idx_|param_state)")
 _GROUPS_OBJECT = "optimizer.distributed.dp_group_idx_0.optimizer/shard_0_1"
 
 
@@ -85,6 +87,7 @@ class MegatronLmCheckpoint:
         self.stacked = not any(re.match(rf"{re.escape(_LAYERS)}\d+\.", key) for key in self.reader.tensors)
         self._check_weights(pieces)
         self.optimizer_form: OptimizerForm = self._optimizer_form()
+        self._buckets: BucketLayout | None = None
 
     def weight_key(self, piece: Piece) -> str:
         """The key that a piece of a weight lies under here."""
@@ -98,6 +101,8 @@ class MegatronLmCheckpoint:
 
     def read_state(self, state: str, piece: Piece) -> torch.Tensor:
         """The same piece of a state of the optimizer (one of `STATES`), in FP32; an FP32 weight is its own master."""
+        if self._buckets is not None:
+            return self._read_buckets(self._buckets, state, piece)
         key = self._state_key(state, piece)
         if state == "param" and key not in self.reader.tensors and self.optimizer_form == "whole":
             return self.read_weight(piece).float()
@@ -112,7 +117,7 @@ class MegatronLmCheckpoint:
             UserError: it saved none that can be read.
         """
         value: Any = self.common.get("optimizer")
-        if self.optimizer_form == "flattened":
+        if self.optimizer_form in ("flattened", "buckets"):
             value = self._read_object(_GROUPS_OBJECT)
         if isinstance(value, Mapping) and "param_groups" not in value:
             value = value.get("optimizer")
@@ -163,6 +168,34 @@ class MegatronLmCheckpoint:
             result[tuple(into)] = flat.reshape(block)[tuple(out_of)]
         return result.reshape(piece.shape)
 
+    def _read_buckets(self, buckets: BucketLayout, state: str, piece: Piece) -> torch.Tensor:
+        """A box out of flat buffers; masters are compared with their weights, so that no wrong order is believed."""
+        box = buckets.read(state, piece)
+        if state == "param":
+            weight = self.read_weight(piece)
+            if not torch.equal(box.to(weight.dtype), weight):
+                raise unknown_order(
+                    self.reader, f"what lies where the masters of '{piece.key}' belong is not its weights"
+                )
+        return box
+
+    def _bucket_layout(self, pieces: Sequence[Piece]) -> BucketLayout:
+        shapes = {}
+        for piece in pieces:
+            whole = self.reader.tensors[self.weight_key(piece)].shape
+            stacked = piece.key.startswith(_LAYERS) and self.weight_key(piece) == piece.key
+            shapes[piece.key] = whole[1:] if stacked else whole
+        layers = max((piece.offset[0] for piece in pieces if piece.key.startswith(_LAYERS)), default=-1) + 1
+        tied = "output_layer.weight" not in shapes
+        found = matching_layout(
+            lambda modules: BucketLayout(self.reader, self.arguments, shapes, layers, tied, modules),
+            pieces,
+            self.read_weight,
+        )
+        if found is None:
+            raise unknown_order(self.reader, "the masters found are not those of the weights")
+        return found
+
     def _state_key(self, state: str, piece: Piece) -> str:
         name = "fp32_param" if state == "param" and self.optimizer_form != "resharded" else state
         return f"optimizer.state.{name}.{self.weight_key(piece)}"
@@ -197,8 +230,8 @@ class MegatronLmCheckpoint:
         names = [*self.reader.tensors, *self.reader.objects]
         if any(name.startswith("chained_") for name in names):
             return "chained"
-        if any(_BUCKETS.match(name) for name in names):
-            return "buckets"
+        if buffers := next((match for name in names if (match := _BUFFERS.match(name))), None):
+            return "buckets" if buffers[1] == "gbuf_idx_" else "gathered"
         weights = [key for key in self.reader.tensors if not _OPTIMIZER.match(key)]
         if not any(f"optimizer.state.exp_avg.{key}" in self.reader.tensors for key in weights):
             return "none"
@@ -210,6 +243,9 @@ class MegatronLmCheckpoint:
 
     def check_states(self, pieces: Sequence[Piece]) -> None:
         """Raise `UserError` where a state of the optimizer is missing or has another shape than its weight."""
+        if self.optimizer_form == "buckets":
+            self._buckets = self._bucket_layout(pieces)
+            return
         for piece in pieces:
             weight = self.reader.tensors[self.weight_key(piece)]
             for state in STATES:

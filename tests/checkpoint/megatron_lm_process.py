@@ -171,6 +171,8 @@ def save(job: dict[str, Any], config: Any, model: Any, optimizer: Any, step: int
         untie_embeddings_and_output_weights=not model.share_embeddings_and_output_weights,
         padded_vocab_size=model.vocab_size, seq_length=length, micro_batch_size=MICRO_BATCH, global_batch_size=batch,
         iteration=step, consumed_train_samples=step * batch, consumed_valid_samples=0, skipped_train_samples=0,
+        tensor_model_parallel_size=config.tensor_model_parallel_size,
+        pipeline_model_parallel_size=config.pipeline_model_parallel_size,
         params_dtype=config.params_dtype, attention_backend=AttnBackend.auto, model_type=ModelType.encoder_or_decoder,
         exit_signal=signal.SIGTERM, data_path=["0.5", "عربي_text_document"], lr=job["lr"],
     )  # fmt: skip

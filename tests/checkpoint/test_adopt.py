@@ -34,7 +34,8 @@ STATES = ("param", "exp_avg", "exp_avg_sq")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`run`, `buckets`: saved by bare megatron-core at TP2 after one step, the vocabulary padded to 512; `hf`: its model."""
+    """`run`, `buckets`: saved by bare megatron-core at TP2 after one step, the vocabulary padded to 512, and `… PP2` at PP2;
+    `hf`: their model."""
     folder = tmp_path_factory.mktemp("megatron")
     make_tiny_model(folder / "hf", "tied-llama", vocab_size=VOCABULARY)
     import_hf(folder / "hf", folder / "imported", reference_logits=False)
@@ -49,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {**common, "save": str(folder / "run")},
         {**common, "save": str(folder / "buckets"), "metadata": {"distrib_optim_sharding_type": "dp_reshardable"}},
     ]
+    jobs += [{**job, "save": f"{job['save']} PP2", "tp": 1, "pp": 2} for job in jobs]
     run_jobs(folder, 2, jobs, module="tests.checkpoint.megatron_lm_process")
     return folder
 
@@ -159,11 +161,24 @@ def test_flattened_state_is_put_together_again(folder, tmp_path):
     assert {group["wd_mult"] for group in groups} == {0.0, 1.0} and {group["step"] for group in groups} == {1}
 
 
-def test_buckets_are_refused_with_the_way_out_and_their_weights_come(folder, tmp_path):
-    with pytest.raises(UserError, match="--dist-ckpt-optim-fully-reshardable"):
-        adopt(folder / "buckets", folder / "hf", tmp_path / "adopted")
-    assert not (tmp_path / "adopted").exists()
-    adopt(folder / "buckets", folder / "hf", tmp_path / "adopted", weights_only=True)
+@pytest.mark.parametrize("layout_there", ["", " PP2"])
+def test_buckets_are_put_together_again(folder, tmp_path, layout_there):
+    result = adopt(folder / f"buckets{layout_there}", folder / "hf", tmp_path / "adopted")
+    assert not result.linked
+    assert_equal(tensors_of(tmp_path / "adopted"), tensors_of(folder / f"run{layout_there}" / "iter_0000001"))
+    groups = read_common(tmp_path / "adopted")["optimizer"]["optimizer"]["param_groups"]
+    assert {group["wd_mult"] for group in groups} == {0.0, 1.0} and {group["step"] for group in groups} == {1}
+
+
+def test_buckets_of_an_unknown_order_are_refused_with_the_way_out(folder, tmp_path):
+    for changes in ({"tensor_model_parallel_size": 1}, {"decoder_first_pipeline_num_layers": 1}):
+        copied = tmp_path / next(iter(changes))
+        shutil.copytree(folder / "buckets" / "iter_0000001", copied)
+        rewrite_common(copied, args=changes)
+        with pytest.raises(UserError, match="--dist-ckpt-optim-fully-reshardable"):
+            adopt(copied, folder / "hf", tmp_path / "adopted")
+        assert not (tmp_path / "adopted").exists()
+    adopt(copied, folder / "hf", tmp_path / "adopted", weights_only=True)
     theirs = {k: t for k, t in tensors_of(folder / "run" / "iter_0000001").items() if not k.startswith("optimizer.")}
     assert_equal(tensors_of(tmp_path / "adopted"), theirs)
 

@@ -19,7 +19,7 @@ def test_exports_of_both_are_identical(tmp_path: Path) -> None:
     import_hf(source, tmp_path / "imported", reference_logits=False)
     prefix = write_token_dataset(tmp_path / "tokens_text_document", seed=2, vocab_size=381)
     run = run_config(
-        tmp_path / "run", tmp_path / "imported", prefix, training={"steps": 2},
+        tmp_path / "run", tmp_path / "imported", prefix, training={"steps": 2}, optimizer={"warmup_steps": 0},
         parallel={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
     )  # fmt: skip
     run_jobs(tmp_path, 4, [{"train": run}])

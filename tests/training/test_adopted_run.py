@@ -28,15 +28,15 @@ TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 BARE = {
     "TP2": {"tp": 2, "divisible": 64},
     "PP2 whole": {"pp": 2, "distributed": False},
-    "bf16": {"bf16": True},
+    "bf16 buckets": {"bf16": True, "metadata": {"distrib_optim_sharding_type": "dp_reshardable"}},
     "bf16 whole apart": {"bf16": True, "distributed": False, "metadata": {"non_homogeneous_layers": True}},
 }
-"""Runs of bare megatron-core, the first two on two processes: its distributed optimizer's state, or that of one that is not
-distributed; layers stacked, or each under a key of its own."""
+"""Runs of bare megatron-core, the first two on two processes: its distributed optimizer's state in either form, or that of one
+that is not distributed; layers stacked, or each under a key of its own."""
 RUNS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "TP2 to one": ("TP2", 1, {}),
     "PP2 whole to TP2": ("PP2 whole", 2, {TP: 2}),
-    "bf16 to one": ("bf16", 1, {}),
+    "bf16 buckets to one": ("bf16 buckets", 1, {}),
     "bf16 whole apart to PP2": ("bf16 whole apart", 2, {PP: 2}),
 }
 """Name → the run that is adopted, processes, layout here."""
@@ -116,14 +116,15 @@ def test_losses_are_those_of_the_uninterrupted_run(folder: Path, name: str) -> N
     assert [record["step"] for record in records] == list(range(BEFORE + 1, BEFORE + AFTER + 1))
     assert len(uninterrupted) == BEFORE + AFTER
     assert uninterrupted[-1] < uninterrupted[0] - 0.5  # something was learned, so the state matters
-    tolerance = 2e-3 if "bf16" in bare else 1e-5
+    # Bare megatron-core's attention rounds differently in BF16; without the optimizer's state losses are 0.3 off.
+    tolerance = 1e-2 if "bf16" in bare else 1e-6
     assert [record["loss"] for record in records] == pytest.approx(uninterrupted[BEFORE:], abs=tolerance)
 
 
 def test_position_schedule_and_ledger_go_on(folder: Path) -> None:
     run = folder / "TP2 to one"
     last = [record for record in read_json_lines(run / "metrics.jsonl") if "loss" in record][-1]
-    assert last["learning_rate"] == pytest.approx(MIN_LR)  # the schedule's end: 6 steps elsewhere and 5 here
+    assert last["lr"] == pytest.approx(MIN_LR)  # the schedule's end: 6 steps elsewhere and 5 here
     checkpoint = run / "checkpoints" / f"step_{BEFORE + AFTER:08d}"
     position = read_common(checkpoint)["progress"]["position"]
     assert position["consumed_samples"] == (BEFORE + AFTER) * BATCH
@@ -139,4 +140,4 @@ def test_without_the_optimizer_the_losses_are_others(folder: Path) -> None:
         record["loss"] for record in read_json_lines(folder / "weights only" / "metrics.jsonl") if "loss" in record
     ]
     uninterrupted = json.loads((folder / "TP2" / "losses.json").read_text())[BEFORE:]
-    assert max(abs(a - b) for a, b in zip(losses, uninterrupted, strict=True)) > 1e-3
+    assert max(abs(a - b) for a, b in zip(losses, uninterrupted, strict=True)) > 0.1
