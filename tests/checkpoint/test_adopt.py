@@ -22,6 +22,7 @@ from megatron_native.checkpoint.adopt import adopt
 from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.megatron_common import read_megatron_common
+from megatron_native.checkpoint.restricted_pickle import read_metadata
 from megatron_native.checkpoint.torch_dist import TorchDistReader, TorchDistWriter, read_common
 from megatron_native.cli import main
 from megatron_native.errors import UserError
@@ -168,6 +169,57 @@ def test_buckets_are_put_together_again(folder, tmp_path, layout_there):
     assert_equal(tensors_of(tmp_path / "adopted"), tensors_of(folder / f"run{layout_there}" / "iter_0000001"))
     groups = read_common(tmp_path / "adopted")["optimizer"]["optimizer"]["param_groups"]
     assert {group["wd_mult"] for group in groups} == {0.0, 1.0} and {group["step"] for group in groups} == {1}
+
+
+def in_buffers_of_transformer_engine(source: Path, target: Path, sizes: list[int]) -> None:
+    """State at TP1 as one process with Transformer Engine's modules has it, in buckets of so many parameters each."""
+    target.mkdir()
+    reader, writer = TorchDistReader(source), TorchDistWriter(target)
+    for key, info in reader.tensors.items():
+        if not key.startswith("optimizer."):
+            writer.write(key, info.shape, [0] * len(info.shape), reader.read(key))
+    layer = ("self_attention.linear_proj.weight", "self_attention.linear_qkv.layer_norm_weight",
+             "self_attention.linear_qkv.weight", "mlp.linear_fc1.layer_norm_weight", "mlp.linear_fc1.weight",
+             "mlp.linear_fc2.weight")  # fmt: skip
+    order: list[tuple[str, int | None]] = [("embedding.word_embeddings.weight", None)]
+    order += [(f"decoder.layers.{name}", number) for number in range(4) for name in layer]
+    order += [("decoder.final_layernorm.weight", None)]
+    order.reverse()
+    assert sum(sizes) == len(order)
+    for state in STATES:
+        first = 0
+        for bucket, size in enumerate(sizes):
+            flat = torch.zeros(0)
+            for key, number in order[first : first + size]:
+                tensor = reader.read(f"optimizer.state.{state}.{key}")
+                tensor = tensor if number is None else tensor[number]
+                flat = torch.cat([flat, torch.full((-flat.numel() % 64,), float("nan")), tensor.reshape(-1)])
+            first += size
+            name = f"gbuf_idx_0.dtype_(torch.bfloat16, torch.float32).bucket_idx_{bucket}.{state}"
+            writer.write(f"optimizer.distributed.dp_group_idx_0.{name}", flat.shape, [0], flat)
+    common = read_megatron_common(source)
+    writer.write_object("optimizer.distributed.dp_group_idx_0.optimizer/shard_0_1", common.pop("optimizer")["optimizer"])
+    writer.finish(common)
+    rewrite_common(target, args={"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1})
+
+
+def test_buckets_of_transformer_engine_are_put_together_again(folder, tmp_path):
+    in_buffers_of_transformer_engine(folder / "run" / "iter_0000001", tmp_path / "buffers", [3, 20, 3])
+    adopt(tmp_path / "buffers", folder / "hf", tmp_path / "adopted")
+    assert_equal(tensors_of(tmp_path / "adopted"), tensors_of(folder / "run" / "iter_0000001"))
+
+
+def test_masters_that_are_not_the_weights_are_refused(folder, tmp_path):
+    source = folder / "run" / "iter_0000001"
+    in_buffers_of_transformer_engine(source, tmp_path / "buffers", [26])
+    shutil.copytree(tmp_path / "buffers", tmp_path / "swapped")
+    metadata = read_metadata(tmp_path / "swapped" / ".metadata")
+    where = {index.fqn: index for index in metadata.storage_data if "bucket_idx_0" in index.fqn}
+    param, moment = (next(i for name, i in where.items() if name.endswith(end)) for end in (".param", ".exp_avg"))
+    metadata.storage_data[param] = metadata.storage_data[moment]
+    (tmp_path / "swapped" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="the masters found are not those of the weights"):
+        adopt(tmp_path / "swapped", folder / "hf", tmp_path / "adopted")
 
 
 def test_buckets_of_an_unknown_order_are_refused_with_the_way_out(folder, tmp_path):
