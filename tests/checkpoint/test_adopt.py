@@ -118,6 +118,22 @@ def test_the_export_has_no_padding(folder, tmp_path, weights_only):
         assert not any("optimizer" in key for key in TorchDistReader(tmp_path / "adopted").tensors)
 
 
+def test_after_an_interruption_the_same_bytes_come_out(folder, tmp_path):
+    adopt(folder / "run", folder / "hf", tmp_path / "undisturbed", weights_only=True)
+    adopt(folder / "run", folder / "hf", tmp_path / "first", weights_only=True)
+    interrupted = tmp_path / "adopted.partial"
+    shutil.copytree(tmp_path / "first", interrupted)
+    (interrupted / layout.CHECKSUMS_FILE).unlink()
+    (interrupted / "__0_7.distcp").write_bytes(b"half of a tensor")
+    adopt(folder / "run", folder / "hf", tmp_path / "adopted", weights_only=True)
+    assert not interrupted.exists()
+    files = [path.relative_to(tmp_path / "undisturbed") for path in (tmp_path / "undisturbed").rglob("*")]
+    assert sorted(path.relative_to(tmp_path / "adopted") for path in (tmp_path / "adopted").rglob("*")) == sorted(files)
+    for name in files:
+        if (tmp_path / "adopted" / name).suffix == ".distcp":
+            assert (tmp_path / "adopted" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
 def flattened(source: Path, target: Path) -> None:
     """The same state as megatron-core up to 0.14 saved it at TP2: [X, Y] in blocks [x, y] as [X / x, Y / y, x · y]."""
     target.mkdir()
@@ -198,7 +214,9 @@ def in_buffers_of_transformer_engine(source: Path, target: Path, sizes: list[int
             name = f"gbuf_idx_0.dtype_(torch.bfloat16, torch.float32).bucket_idx_{bucket}.{state}"
             writer.write(f"optimizer.distributed.dp_group_idx_0.{name}", flat.shape, [0], flat)
     common = read_megatron_common(source)
-    writer.write_object("optimizer.distributed.dp_group_idx_0.optimizer/shard_0_1", common.pop("optimizer")["optimizer"])
+    writer.write_object(
+        "optimizer.distributed.dp_group_idx_0.optimizer/shard_0_1", common.pop("optimizer")["optimizer"]
+    )
     writer.finish(common)
     rewrite_common(target, args={"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1})
 

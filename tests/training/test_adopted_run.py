@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megatron_native.checkpoint.adopt import adopt
+from megatron_native.checkpoint.average import average
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import read_common
 from megatron_native.config.load import check_run_config
@@ -94,6 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in BARE:
         adopt(folder / name, folder / "hf", folder / f"{name} adopted")
     adopt(folder / "TP2", folder / "hf", folder / "weights", weights_only=True)
+    average([folder / "weights", folder / "TP2 adopted"], folder / "averaged")
     for size in (1, 2):
         here = [
             {"train": configured(
@@ -104,6 +106,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if size == 1:
             anew = {"checkpoint": str(folder / "weights"), "import_gate": False}
             here.append({"train": configured(folder, "weights only", anew, False, AFTER, {})})
+            of_average = {"checkpoint": str(folder / "averaged"), "import_gate": True}
+            here.append({"train": configured(folder, "from average", of_average, False, AFTER, {})})
         run_jobs(folder, size, here)
     return folder
 
@@ -141,3 +145,16 @@ def test_without_the_optimizer_the_losses_are_others(folder: Path) -> None:
     ]
     uninterrupted = json.loads((folder / "TP2" / "losses.json").read_text())[BEFORE:]
     assert max(abs(a - b) for a, b in zip(losses, uninterrupted, strict=True)) > 0.1
+
+
+def test_a_run_starts_from_an_average(folder: Path) -> None:
+    """The average of an FP32 run's weights and masters, which are equal: it trains as the weights alone do."""
+    runs = [
+        [
+            (record["step"], record["loss"])
+            for record in read_json_lines(folder / name / "metrics.jsonl")
+            if "loss" in record
+        ]
+        for name in ("from average", "weights only")
+    ]
+    assert len(runs[0]) == AFTER and runs[0] == runs[1]
