@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rewrite-report": ("rewrite_report", "rewritten passages beside their originals, with figures: one HTML file"),
     "import-hf": ("import_hf", "Hugging Face folder → Megatron distributed checkpoint"),
     "export-hf": ("export_hf", "Megatron distributed checkpoint → Hugging Face folder"),
+    "adopt": ("adopt", "Megatron-LM torch_dist checkpoint → checkpoint here, optimizer and position included"),
+    "average": ("average", "checkpoints of one model → their average"),
     "verify-hf": ("verify_hf", "compare a checkpoint with a Hugging Face folder: names, bits, logits"),
     "pretrain": ("pretrain", "continue the pre-training of a checkpoint, on one process or many"),
     "launch": ("launch", "a run as Slurm jobs: import → pretrain → export, its corpus as arrays; --dry-run shows them"),

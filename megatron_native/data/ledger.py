@@ -80,6 +80,17 @@ class PassedOver:
     reason: str
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """What the weights had learned before this project's first step, in an order of samples that it does not know."""
+
+    source: str
+    """The checkpoint that was adopted."""
+    steps: int
+    samples: int
+    tokens: int
+
+
 @dataclass
 class Ledger:
     """The account of one run, as JSON in the run folder and in every checkpoint."""
@@ -91,6 +102,8 @@ class Ledger:
     passed_over: list[PassedOver] = field(default_factory=list)
     not_learned: list[int] = field(default_factory=list)
     """Steps whose update was skipped: their samples are consumed and left no trace in the weights."""
+    elsewhere: Elsewhere | None = None
+    """What was consumed before the first segment, where the run goes on from a checkpoint made elsewhere."""
 
     def record_dataset(self, name: str, record: DatasetRecord) -> None:
         """Note a dataset that the run reads from now on.
@@ -142,7 +155,9 @@ class Ledger:
         """
         at = bisect_right([stretch.first_step for stretch in self.stretches], step) - 1
         if at < 0 or step < 1:
-            raise UserError(f"step {step}: steps are counted from {self.stretches[0].first_step if self.stretches else 1}.")
+            first = self.stretches[0].first_step if self.stretches else 1
+            before = f"; those before were taken elsewhere, up to {self.elsewhere.source}" if self.elsewhere else ""
+            raise UserError(f"step {step}: steps are counted from {first}{before}.")
         stretch = self.stretches[at]
         first = stretch.first_sample + (step - stretch.first_step) * stretch.batch_size
         return range(first, first + stretch.batch_size)
@@ -203,6 +218,7 @@ class Ledger:
                 stretches=[Stretch(**entry) for entry in content["stretches"]],
                 passed_over=[PassedOver(**entry) for entry in content["passed_over"]],
                 not_learned=content["not_learned"],
+                elsewhere=Elsewhere(**content["elsewhere"]) if content.get("elsewhere") else None,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{source} is not a ledger of a run ({error}).") from error

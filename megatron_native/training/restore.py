@@ -63,7 +63,8 @@ def restore(
         branched = _resumed(run.model.branch_from, run, model)
         # the phases of this configuration begin here, whatever those of the trunk were
         branched.progress.phase, branched.progress.phase_steps, branched.progress.phase_tokens = None, 0, 0
-        branched.progress.schedule_steps = 0
+        if "adopted" not in branched.monitors:  # an adopted run's schedule goes on
+            branched.progress.schedule_steps = 0
         return branched
     _keep_in_bf16(run, model, ())
     if run.model.checkpoint is not None:

@@ -54,6 +54,7 @@ def main(description: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    loaded = dist_checkpointing.load(model.sharded_state_dict(), source)
-    model.load_state_dict(loaded)
+    names = list(model.sharded_state_dict())
+    loaded = dist_checkpointing.load(model.sharded_state_dict(), source)  # what is not a tensor comes along
+    model.load_state_dict({name: loaded[name] for name in names})
     dist_checkpointing.save(model.sharded_state_dict(), target)

@@ -1,0 +1,166 @@
+"""The average of checkpoints is the weighted mean of their masters, or of their weights, whatever wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.average import average, shares
+from megatron_native.checkpoint.export_hf import export_hf
+from megatron_native.checkpoint.import_hf import import_hf
+from megatron_native.checkpoint.torch_dist import TorchDistReader, TorchDistWriter
+from megatron_native.cli import main
+from megatron_native.errors import UserError
+from megatron_native.models.families import model_pieces
+from tests.tiny_models import make_tiny_model
+
+SHAPE = "llama3.1"
+
+
+def imported(folder: Path, name: str, seed: int, shape: str = SHAPE, dtype: torch.dtype = torch.bfloat16) -> Path:
+    hf = make_tiny_model(folder / f"{name} hf", shape, seed=seed, dtype=dtype, tokenizer=name == "a")
+    import_hf(hf, folder / name, reference_logits=False)
+    return folder / name
+
+
+def with_masters(folder: Path, source: Path, seed: int) -> Path:
+    """A checkpoint as a BF16 run saves it: weights rounded from FP32 masters, and the position in the run."""
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir()
+    writer = TorchDistWriter(folder)
+    for piece in model_pieces(layout.read_model_config(source)):
+        master = torch.randn(piece.shape, generator=generator)
+        writer.write(piece.key, piece.global_shape, piece.offset, master.bfloat16())
+        writer.write(f"optimizer.state.param.{piece.key}", piece.global_shape, piece.offset, master)
+        writer.write(f"optimizer.state.exp_avg.{piece.key}", piece.global_shape, piece.offset, master * 0)
+    writer.finish({"progress": {"position": {"step": seed, "consumed_tokens": 10 * seed}}})
+    layout.copy_run_files(source, folder)
+    layout.write_checksums(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("average")
+    return [imported(folder, name, seed) for seed, name in enumerate("abc")]
+
+
+def expected(folders: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
+    """By safetensors and float64 alone."""
+    tensors = [load_file(next(folder.with_name(f"{folder.name} hf").glob("*.safetensors"))) for folder in folders]
+    return {name: sum(w * part[name].double() for w, part in zip(weights, tensors, strict=True)) for name in tensors[0]}
+
+
+def exported(checkpoint: Path, output: Path, dtype: str) -> dict[str, torch.Tensor]:
+    export_hf(checkpoint, output, dtype=dtype)
+    return load_file(output / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, [1 / 3, 1 / 3, 1 / 3]),
+        ({"method": "ema", "decay": 0.9}, [0.81, 0.09, 0.1]),  # 0.9 (0.9 a + 0.1 b) + 0.1 c
+        ({"weights": [1.0, 0.0, 3.0]}, [0.25, 0.0, 0.75]),
+    ],
+)
+def test_the_export_of_the_average_is_the_mean(three, options, weights, tmp_path):
+    result = average(three, tmp_path / "average", dtype="float32", **options)
+    assert result.weights == pytest.approx(weights)
+    assert result.masters == (False, False, False)
+    ours, theirs = exported(tmp_path / "average", tmp_path / "hf", "float32"), expected(three, weights)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name].double(), tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_by_default_it_has_the_dtype_of_the_weights_rounded_once(three, tmp_path):
+    average(three[:2], tmp_path / "average")
+    ours, theirs = exported(tmp_path / "average", tmp_path / "hf", "bfloat16"), expected(three[:2], [0.5, 0.5])
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor.float().bfloat16()), name  # halves of sums of two are exact in FP32
+
+
+def test_masters_are_averaged_where_there_are_any(three, tmp_path):
+    trained = [with_masters(tmp_path / f"step {seed}", three[0], seed) for seed in (1, 2)]
+    result = average([*trained, three[2]], tmp_path / "average", dtype="float32")
+    assert result.masters == (True, True, False)
+    own, average_reader = (
+        [TorchDistReader(folder) for folder in (*trained, three[2])],
+        TorchDistReader(tmp_path / "average"),
+    )
+    assert not any(key.startswith("optimizer.") for key in average_reader.tensors)
+    for key in average_reader.tensors:
+        parts = [
+            own[0].read(f"optimizer.state.param.{key}"),
+            own[1].read(f"optimizer.state.param.{key}"),
+            own[2].read(key),
+        ]
+        mean = sum(part.double() for part in parts) / 3
+        torch.testing.assert_close(average_reader.read(key).double(), mean, rtol=1e-6, atol=1e-6)
+    lineage = layout.read_json(tmp_path / "average" / layout.MANIFEST_FILE)["lineage"]
+    assert [(one.get("step"), one["averaged"]) for one in lineage] == [
+        (1, "masters"),
+        (2, "masters"),
+        (None, "weights"),
+    ]
+    assert not (tmp_path / "average" / layout.REFERENCE_LOGITS_FILE).exists()
+    layout.check_complete(tmp_path / "average", full=True)
+
+
+def test_equal_checkpoints_average_to_themselves(three, tmp_path):
+    # values such as 0.1, whose thirds don't add up in floating point
+    copy = tmp_path / "a hf"
+    copy.mkdir()
+    for path in three[0].with_name("a hf").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    import_hf(copy, tmp_path / "again", reference_logits=False)
+    import_hf(copy, tmp_path / "once more", reference_logits=False)
+    average([three[0], tmp_path / "again", tmp_path / "once more"], tmp_path / "average")
+    ours, first = TorchDistReader(tmp_path / "average"), TorchDistReader(three[0])
+    for key in first.tensors:
+        assert torch.equal(ours.read(key), first.read(key)), key
+
+
+def test_a_second_time_there_is_nothing_to_do_and_other_settings_are_refused(three, tmp_path):
+    assert not average(three, tmp_path / "average", method="ema").skipped
+    assert average(three, tmp_path / "average", method="ema").skipped
+    with pytest.raises(UserError, match="other settings or inputs"):
+        average(three[::-1], tmp_path / "average", method="ema")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_refusals(three, tmp_path, capsys):
+    other = imported(tmp_path, "other", 3, SHAPE, dtype=torch.float32)
+    hf = tmp_path / "wide hf"
+    make_tiny_model(hf, SHAPE, intermediate_size=256)
+    import_hf(hf, tmp_path / "wide", reference_logits=False)
+    command = ["average", "--output", str(tmp_path / "average"), "--checkpoints", str(three[0])]
+    assert main([*command, str(tmp_path / "wide")]) == 2
+    assert "ffn_hidden_size = 256" in capsys.readouterr().err
+    assert main([*command, str(three[0])]) == 2
+    assert "at least two" in capsys.readouterr().err
+    assert main([*command, str(three[1]), "--weights", "1", "-1"]) == 2
+    assert "--weights has -1.0" in capsys.readouterr().err
+    assert main([*command, str(other), "--method", "ema", "--decay", "1"]) == 2
+    assert "--decay is 1.0" in capsys.readouterr().err
+    (other / layout.CHECKSUMS_FILE).unlink()
+    assert main([*command, str(other)]) == 2
+    assert "cut short" in capsys.readouterr().err
+    assert not (tmp_path / "average").exists()
+
+
+def test_the_command_says_what_was_averaged(three, tmp_path, capsys):
+    command = ["average", "--output", str(tmp_path / "average"), "--weights", "1", "3"]
+    assert main([*command, "--checkpoints", *map(str, three[:2])]) == 0
+    said = capsys.readouterr().out
+    assert f"0.2500 × {three[0]} (weights)" in said and f"0.7500 × {three[1]} (weights)" in said
+
+
+def test_shares_of_the_moving_average_sum_to_one():
+    assert sum(shares(7, "ema", 0.8)) == pytest.approx(1)
+    assert shares(2, "ema", 0.0) == [0.0, 1.0]  # nothing is kept
