@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_native.config.run import BatchRamp, Packing, Phase, RunConfig, ScheduleFields, ScheduleShape
+from megatron_native.config.run import BatchRamp, Packing, Phase, RunConfig, ScheduleFields, ScheduleShape, Trainable
 
 MAIN = "main"
 
@@ -46,6 +46,7 @@ class ResolvedPhase:
     rotary_base: float | None
     """The last one that this phase or one before it sets; None: the model's."""
     resets_optimizer: bool
+    trainable: Trainable
     schedule: Schedule | None
     """The phase's own, or None where the run's spans it."""
 
@@ -101,7 +102,12 @@ def run_schedule_of(run: RunConfig) -> Schedule:
     """The schedule that spans all phases without one of their own."""
     section = run.optimizer
     return Schedule(
-        section.lr, section.min_lr, section.schedule, section.warmup_steps, section.warmup_start_lr, section.decay_fraction
+        section.lr,
+        section.min_lr,
+        section.schedule,
+        section.warmup_steps,
+        section.warmup_start_lr,
+        section.decay_fraction,
     )
 
 
@@ -131,6 +137,7 @@ def _resolved(run: RunConfig, phase: Phase, rotary_base: float | None = None) ->
         batch_ramp=phase.batch_ramp,
         rotary_base=rotary_base,
         resets_optimizer=phase.optimizer_state == "reset",
+        trainable=phase.trainable,
         schedule=_own_schedule(run, phase),
     )
 

@@ -54,6 +54,7 @@ from megatron_native.training.sharded_state import reset_moments
 from megatron_native.training.signals import STOP_SIGNALS, StopRequest
 from megatron_native.training.step import StepResult, apply_update, compute_gradients
 from megatron_native.training.step_duties import StepDuties
+from megatron_native.training.trainable import set_trainable
 from megatron_native.training.watchdog import Watchdog
 
 
@@ -134,8 +135,10 @@ class Trainer:
         self.metrics.close()
         self.incidents.flush()
         if self._unsaved:
-            self.say(f"step {self.progress.step} could not be saved (incidents.jsonl says why); the same command goes on from "
-                     "the checkpoint before it")
+            self.say(
+                f"step {self.progress.step} could not be saved (incidents.jsonl says why); the same command goes on from "
+                "the checkpoint before it"
+            )
             return EXIT_FAILURE
         if self._stopped_by is not None:
             raise RunStoppedError(
@@ -143,8 +146,10 @@ class Trainer:
                 "the rule or the data needs, and give the same command to go on."
             )
         if reason is not None:
-            self.say(f"{reason}: stopped after step {self.progress.step} of {self.course.total_steps}, saved; the same "
-                     "command goes on from there")
+            self.say(
+                f"{reason}: stopped after step {self.progress.step} of {self.course.total_steps}, saved; the same "
+                "command goes on from there"
+            )
             return EXIT_REQUEUE
         return EXIT_DONE
 
@@ -189,6 +194,7 @@ class Trainer:
         """One step: gradients, judgement, update; then the position moves on, or the run goes back."""
         run, started = self.run, time.monotonic()
         self.watchdog.at(plan.step, "reading data")
+        set_trainable(self.model.optimizer, plan.phase.trainable)
         numbers = sample_numbers(
             plan.samples, plan.phase.micro_batch_size, parallel_state.get_data_parallel_rank(),
             data_parallel_size(run, self.platform.world_size),
@@ -265,7 +271,11 @@ class Trainer:
             # In FP8 a document changes the scale that others are rounded with: no leak of the attention's.
             with fp8_layers.bf16_everywhere(self.model.configs.transformer, self.model.modules):
                 assert_boundaries(
-                    self.model.chunks, self.model_config.vocab_size, length, run.training.precision, self.platform.device
+                    self.model.chunks,
+                    self.model_config.vocab_size,
+                    length,
+                    run.training.precision,
+                    self.platform.device,
                 )
         if self.progress.step == 0:
             self._evaluate()
@@ -354,7 +364,9 @@ class Trainer:
             "early_stop": self.early_stop.state(), "conscience": self.conscience.state(),
         }  # fmt: skip
         with self.duties.part("checkpoint"), self.model.between_steps():
-            self.checkpointer.save(self.progress.step, self.model, state, self.restored.travelling, run_files, self._kept())
+            self.checkpointer.save(
+                self.progress.step, self.model, state, self.restored.travelling, run_files, self._kept()
+            )
         self._write_ledger()
         self._unsaved = False
         self._say_saves(self.checkpointer.poll())
@@ -372,7 +384,9 @@ class Trainer:
             try:
                 self.course.ledger.save(self.run.run_dir)
             except OSError as error:
-                self.say(f"{self.run.run_dir}/ledger could not be written ({error.strerror}); tried again at the next save")
+                self.say(
+                    f"{self.run.run_dir}/ledger could not be written ({error.strerror}); tried again at the next save"
+                )
 
     def _say_saves(self, saved: list[SavedCheckpoint]) -> None:
         for one in saved:
@@ -421,7 +435,9 @@ class Trainer:
         best = self.early_stop.best_step
         if best is None:
             return
-        there = torch.tensor([checkpoint_folder(self.run.run_dir, best).is_dir()], dtype=torch.int, device=self.platform.device)
+        there = torch.tensor(
+            [checkpoint_folder(self.run.run_dir, best).is_dir()], dtype=torch.int, device=self.platform.device
+        )
         dist.all_reduce(there, op=dist.ReduceOp.MIN)
         (self.early_stop.saved if int(there) else self.early_stop.not_saved)(best)
 
@@ -454,7 +470,9 @@ class Trainer:
             if line is not None:
                 self.say(line)
         if self.progress.step:
-            self.say(f"resumed from {self.restored.folder}: {self.progress.step} of {self.course.total_steps} steps done")
+            self.say(
+                f"resumed from {self.restored.folder}: {self.progress.step} of {self.course.total_steps} steps done"
+            )
 
     def _precision(self) -> str:
         config, modules = self.model.configs.transformer, self.model.modules
@@ -476,5 +494,3 @@ def documents_of(data: RunData, plan: StepPlan) -> dict[str, list[int]]:
         name, spans = data.spans(number)
         found.setdefault(name, set()).update(span.document for span in spans)
     return {name: sorted(documents) for name, documents in found.items()}
-
-
