@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.model_card import base_model_record
 from megatron_native.checkpoint.reference_logits import record_reference_logits
 from megatron_native.checkpoint.safetensors_files import HfWeights, tensor_digest
 from megatron_native.checkpoint.torch_dist import TorchDistWriter
@@ -92,6 +93,7 @@ def import_hf(
     layout.write_model_config(partial, config)
     _copy_files(hf_folder, partial, carried)
     write_json(partial / layout.HF_TENSORS_FILE, {"format": layout.TENSORS_FORMAT, "tensors": records})
+    write_json(partial / layout.BASE_MODEL_FILE, base_model_record(hf_folder))
     if reference_logits:
         tokenizer = partial / layout.TOKENIZER_FOLDER
         record_reference_logits(

@@ -5,9 +5,9 @@ FP32 and rounded once to the weights' dtype; no old row changes a bit. The exten
 neither layer are linked, the others written anew, and `import-hf` reads the result as it would any other folder, so that
 the recorded logits are those of the extended model. What was added travels with every checkpoint as
 
-    run/hf/vocabulary.json    {"format", "old_vocab_size", "vocab_size", "first_id", "noise", "noise_seed", "dtype",
-                               "source": digests of the base tokenizer and of the list, "left_out": files,
-                               "skipped": {token: reason}, "fertility": or null,
+    run/hf/vocabulary.json    {"format", "base_folder", "old_vocab_size", "vocab_size", "first_id", "noise",
+                               "noise_seed", "dtype", "source": digests of the base tokenizer and of the list,
+                               "left_out": files, "skipped": {token: reason}, "fertility": or null,
                                "tokens": [{"id", "token", "bpe", "sub_tokens", "part", "rows": {tensor: xxh3_128}}]}
 """
 
@@ -168,7 +168,8 @@ def _record(
         for number, token in enumerate(extension.tokens)
     ]  # fmt: skip
     return {
-        "format": FORMAT, "old_vocab_size": sizes[0], "vocab_size": sizes[1], "first_id": extension.first_id,
+        "format": FORMAT, "base_folder": hf_folder.name,
+        "old_vocab_size": sizes[0], "vocab_size": sizes[1], "first_id": extension.first_id,
         "noise": settings.noise, "noise_seed": settings.noise_seed,
         "source": {"tokenizer": file_digest(hf_folder / TOKENIZER_JSON), "list_sha256": list_digest(tokens)},
         "skipped": extension.skipped, "tokens": entries,

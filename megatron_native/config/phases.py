@@ -102,12 +102,7 @@ def run_schedule_of(run: RunConfig) -> Schedule:
     """The schedule that spans all phases without one of their own."""
     section = run.optimizer
     return Schedule(
-        section.lr,
-        section.min_lr,
-        section.schedule,
-        section.warmup_steps,
-        section.warmup_start_lr,
-        section.decay_fraction,
+        section.lr, section.min_lr, section.schedule, section.warmup_steps, section.warmup_start_lr, section.decay_fraction
     )
 
 

@@ -44,6 +44,7 @@ from megatron_native.training.import_gate import check_import, check_masters
 from megatron_native.training.incidents import Incidents
 from megatron_native.training.judgement import Judgement, Verdict
 from megatron_native.training.launch import FINISHED_FILE
+from megatron_native.training.lineage import RunLineage
 from megatron_native.training.metrics import Metrics
 from megatron_native.training.model import build_trainable_model, initialize_parallel_state
 from megatron_native.training.norms import LogitStatistics, measure_norms
@@ -90,6 +91,7 @@ class Trainer:
         self.early_stop = EarlyStop(run.evaluation.early_stop)
         self.conscience = Conscience(run, self.model, self.incidents)
         self._restore_monitors(self.restored.monitors)
+        self.lineage = RunLineage(run, self.restored.folder)
         self.checkpointer = Checkpointer(run.run_dir, run.checkpointing, self.say)
         self.metrics = Metrics(
             run.run_dir / "metrics.jsonl", self.course.total_steps, self.progress.step, run.logging.interval,
@@ -135,10 +137,8 @@ class Trainer:
         self.metrics.close()
         self.incidents.flush()
         if self._unsaved:
-            self.say(
-                f"step {self.progress.step} could not be saved (incidents.jsonl says why); the same command goes on from "
-                "the checkpoint before it"
-            )
+            self.say(f"step {self.progress.step} could not be saved (incidents.jsonl says why); the same command goes on from "
+                     "the checkpoint before it")
             return EXIT_FAILURE
         if self._stopped_by is not None:
             raise RunStoppedError(
@@ -146,10 +146,8 @@ class Trainer:
                 "the rule or the data needs, and give the same command to go on."
             )
         if reason is not None:
-            self.say(
-                f"{reason}: stopped after step {self.progress.step} of {self.course.total_steps}, saved; the same "
-                "command goes on from there"
-            )
+            self.say(f"{reason}: stopped after step {self.progress.step} of {self.course.total_steps}, saved; the same "
+                     "command goes on from there")
             return EXIT_REQUEUE
         return EXIT_DONE
 
@@ -271,11 +269,7 @@ class Trainer:
             # In FP8 a document changes the scale that others are rounded with: no leak of the attention's.
             with fp8_layers.bf16_everywhere(self.model.configs.transformer, self.model.modules):
                 assert_boundaries(
-                    self.model.chunks,
-                    self.model_config.vocab_size,
-                    length,
-                    run.training.precision,
-                    self.platform.device,
+                    self.model.chunks, self.model_config.vocab_size, length, run.training.precision, self.platform.device
                 )
         if self.progress.step == 0:
             self._evaluate()
@@ -330,6 +324,7 @@ class Trainer:
             scores = self.evaluation.measure(self.model.chunks)
         self.metrics.evaluation(self.progress.step, scores, time.monotonic() - started)
         figures = {name: score.bits_per_byte for name, score in scores.items()}
+        self.lineage.evaluated(self.progress.step, figures)
         for verdict in self.forgetting.judge(self.progress.step, figures):
             self.incidents.record(kinds.HELDOUT_RULE, verdict.message, self.progress.step)
             if verdict.action == "reweight" and self.course.ledger.segments:
@@ -357,6 +352,7 @@ class Trainer:
         self.watchdog.at(self.progress.step, "saving")
         self.conscience.begin_save(self.progress.step)
         run_files = {"config.yaml": dump_run_config(self.run), "ledger.json": self.course.ledger.dumps()}
+        run_files["lineage.json"] = self.lineage.text(self.course) if self.platform.is_main else ""
         if self._lengthened:
             run_files["model.json"] = self.model_config.model_dump_json(indent=2) + "\n"
         state = {
@@ -364,9 +360,7 @@ class Trainer:
             "early_stop": self.early_stop.state(), "conscience": self.conscience.state(),
         }  # fmt: skip
         with self.duties.part("checkpoint"), self.model.between_steps():
-            self.checkpointer.save(
-                self.progress.step, self.model, state, self.restored.travelling, run_files, self._kept()
-            )
+            self.checkpointer.save(self.progress.step, self.model, state, self.restored.travelling, run_files, self._kept())
         self._write_ledger()
         self._unsaved = False
         self._say_saves(self.checkpointer.poll())
@@ -384,9 +378,7 @@ class Trainer:
             try:
                 self.course.ledger.save(self.run.run_dir)
             except OSError as error:
-                self.say(
-                    f"{self.run.run_dir}/ledger could not be written ({error.strerror}); tried again at the next save"
-                )
+                self.say(f"{self.run.run_dir}/ledger could not be written ({error.strerror}); tried again at the next save")
 
     def _say_saves(self, saved: list[SavedCheckpoint]) -> None:
         for one in saved:
@@ -435,9 +427,7 @@ class Trainer:
         best = self.early_stop.best_step
         if best is None:
             return
-        there = torch.tensor(
-            [checkpoint_folder(self.run.run_dir, best).is_dir()], dtype=torch.int, device=self.platform.device
-        )
+        there = torch.tensor([checkpoint_folder(self.run.run_dir, best).is_dir()], dtype=torch.int, device=self.platform.device)
         dist.all_reduce(there, op=dist.ReduceOp.MIN)
         (self.early_stop.saved if int(there) else self.early_stop.not_saved)(best)
 
@@ -470,9 +460,7 @@ class Trainer:
             if line is not None:
                 self.say(line)
         if self.progress.step:
-            self.say(
-                f"resumed from {self.restored.folder}: {self.progress.step} of {self.course.total_steps} steps done"
-            )
+            self.say(f"resumed from {self.restored.folder}: {self.progress.step} of {self.course.total_steps} steps done")
 
     def _precision(self) -> str:
         config, modules = self.model.configs.transformer, self.model.modules
@@ -494,3 +482,5 @@ def documents_of(data: RunData, plan: StepPlan) -> dict[str, list[int]]:
         name, spans = data.spans(number)
         found.setdefault(name, set()).update(span.document for span in spans)
     return {name: sorted(documents) for name, documents in found.items()}
+
+
