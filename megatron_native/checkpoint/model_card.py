@@ -193,7 +193,7 @@ def _vocabulary(found: Mapping[str, Any]) -> str:
     rows = [
         ("vocabulary before", found["old_vocab_size"]), ("vocabulary", found["vocab_size"]),
         ("new tokens", found["new_tokens"]), ("parts that they are joined from", found["parts"]),
-        ("rows began as", "the mean of the old sub-tokens' rows" + (f", with noise {found['noise']}" if found["noise"] else "")),
+        ("rows began as", "the mean of the old sub-tokens' rows" + (f", noise {found['noise']}" if found["noise"] else "")),
         ("tokens a word, before", f"{fertility['tokens_a_word_before']:.3f}" if fertility else None),
         ("tokens a word", f"{fertility['tokens_a_word_after']:.3f}" if fertility else None),
     ]  # fmt: skip
@@ -263,7 +263,7 @@ def _licences(dataset: Mapping[str, Any]) -> str:
 
 def _checked(verification: Mapping[str, Any] | None) -> str:
     if verification is None:
-        return f"## Verification\n\n{UNKNOWN.capitalize()}: the folder was not compared with its checkpoint when it was written."
+        return f"## Verification\n\n{UNKNOWN.capitalize()}: the folder was not compared with its checkpoint when it was made."
     lines = [f"All {verification['tensors']} tensors have the checkpoint's bits ({VERIFICATION})."]
     if (logits := verification["logits"]) is not None:
         lines.append(

@@ -254,15 +254,13 @@ def with_new_rows(
     return result
 
 
-def measure_fertility(before: Path, after: Path, sample: Path) -> Fertility:
-    """Tokens a word of a sample under two tokenizer.json, special tokens in it read as text.
-
-    At most 100,000 texts and 50 million characters of the sample are read. Raises `UserError` where it has no words.
-    """
-    from megatron_native.data.tokenizers import load_tokenizer
+def read_sample(sample: Path) -> list[str]:
+    """The texts of a sample (documents or plain text), at most 100,000 of them and 50 million characters."""
     from megatron_native.documents.readers import read_documents
     from megatron_native.documents.records import Refusal
 
+    if not Path(sample).is_file():
+        raise UserError(f"the sample {sample} is not there; give a .jsonl, .txt or .parquet of Arabic text.")
     texts: list[str] = []
     characters = 0
     for record in islice(read_documents(Path(sample)), _MAX_SAMPLE_TEXTS):
@@ -272,6 +270,17 @@ def measure_fertility(before: Path, after: Path, sample: Path) -> Fertility:
         characters += len(record.text)
         if characters >= _MAX_SAMPLE_CHARACTERS:
             break
+    return texts
+
+
+def measure_fertility(before: Path, after: Path, sample: Path) -> Fertility:
+    """Tokens a word of a sample under two tokenizer.json, special tokens in it read as text.
+
+    Of the sample is read what `read_sample` reads. Raises `UserError` where it has no words.
+    """
+    from megatron_native.data.tokenizers import load_tokenizer
+
+    texts = read_sample(sample)
     words = sum(len(text.split()) for text in texts)
     if not words:
         raise UserError(

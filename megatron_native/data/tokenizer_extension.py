@@ -121,7 +121,7 @@ def extend_tokenizer(path: Path, tokens: Sequence[str]) -> TokenizerExtension:
         old = Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library raises a bare Exception for a file it can't read
         raise UserError(f"{path} is not a readable tokenizer.json ({error}).") from error
-    _check_kind(path, content)
+    check_kind(path, content)
     vocabulary: dict[str, int] = content["model"]["vocab"]
     ids = old.get_vocab(with_added_tokens=True)
     _enter_added_tokens(content, ids)
@@ -148,7 +148,7 @@ def extend_tokenizer(path: Path, tokens: Sequence[str]) -> TokenizerExtension:
                 sub_tokens = tuple(piece.id for piece in old.model.tokenize(joined))
                 vocabulary[joined] = extension.first_id + len(extension.tokens)
                 extension.tokens.append(
-                    NewToken(vocabulary[joined], _text_of(joined), joined, sub_tokens, part=joined != spelling)
+                    NewToken(vocabulary[joined], text_of(joined), joined, sub_tokens, part=joined != spelling)
                 )
             new_ranks[pair] = len(extension.merges)
             extension.merges.append(pair)
@@ -159,7 +159,8 @@ def extend_tokenizer(path: Path, tokens: Sequence[str]) -> TokenizerExtension:
     return extension
 
 
-def _check_kind(path: Path, content: Mapping[str, Any]) -> None:
+def check_kind(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless a tokenizer.json is a byte-level BPE that tokens can be added to."""
     model = content.get("model") or {}
     kind = model.get("type", "BPE" if "merges" in model else None)
     odd = [
@@ -196,10 +197,10 @@ def _spelling(tokenizer: Any, token: str) -> tuple[str, str]:
         return "", f"the tokenizer writes it {text!r} before it encodes"
     pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(token)]
     if len(pieces) != 1:
-        shown = " + ".join(repr(_text_of(piece) or piece) for piece in pieces)
+        shown = " + ".join(repr(text_of(piece) or piece) for piece in pieces)
         return "", f"the tokenizer cuts it into {shown} before its BPE, which joins nothing across such a cut"
-    if _text_of(pieces[0]) != token:
-        return "", f"the tokenizer reads it as {_text_of(pieces[0])!r}"
+    if text_of(pieces[0]) != token:
+        return "", f"the tokenizer reads it as {text_of(pieces[0])!r}"
     return pieces[0], ""
 
 
@@ -217,7 +218,7 @@ def _merged(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> lis
 
 def _next_join(symbols: Sequence[str]) -> int:
     """Which symbol is joined to its right neighbour: the first that is no whole characters, or else the first."""
-    return next((at for at, symbol in enumerate(symbols[:-1]) if _text_of(symbol) is None), 0)
+    return next((at for at, symbol in enumerate(symbols[:-1]) if text_of(symbol) is None), 0)
 
 
 def _alphabet() -> dict[str, int]:
@@ -230,7 +231,7 @@ def _alphabet() -> dict[str, int]:
 _BYTES = _alphabet()
 
 
-def _text_of(spelling: str) -> str | None:
+def text_of(spelling: str) -> str | None:
     """The text of a spelling in the alphabet of bytes; None where it ends inside a character."""
     try:
         return bytes(_BYTES[character] for character in spelling).decode("utf-8")
