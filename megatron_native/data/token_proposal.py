@@ -1,9 +1,9 @@
 """Which tokens would shorten a text most: BPE training that goes on from a tokenizer's own tokens.
 
 The sample is encoded with the tokenizer; then the most frequent pair of neighbouring tokens is joined everywhere, again and
-again, as BPE is trained (Sennrich et al., 2016). So every proposed token is a join of two others, old or proposed before it, and
-a list in this order needs no parts (`data/tokenizer_extension.py`). Only whole characters with an Arabic letter among them are
-proposed. A pair's count is that of its occurrences, less those of overlaps such as "aaa".
+again, as BPE is trained (Sennrich et al., 2016). So every proposed token is a join of two others, old or proposed before
+it, and a list in this order needs no parts (`data/tokenizer_extension.py`). Only whole characters with an Arabic letter
+among them are proposed.
 """
 
 from __future__ import annotations
