@@ -18,7 +18,7 @@ from megatron_native.data.tokenizer_extension import (
 )
 from megatron_native.data.tokenizers import HuggingFaceTokenizer, load_tokenizer
 from megatron_native.errors import UserError
-from tests.data.small_tokenizers import SENTENCES, write_llama3, write_smollm
+from tests.data.small_tokenizers import SENTENCES, write_bpe, write_llama3, write_smollm
 from tests.data.test_real_tokenizer import news_texts, quickstart_texts
 from tests.real_models import smollm2
 
@@ -79,6 +79,20 @@ def test_transformers_reads_the_same_ids(base: Path, tmp_path: Path) -> None:
     assert len(theirs) == opened(path).get_vocab_size()
     theirs.save_pretrained(tmp_path / "again")
     assert ids(opened(tmp_path / "again" / "tokenizer.json"), TEXT) == ids(opened(path), TEXT)
+
+
+@pytest.mark.parametrize("of_family", ["Qwen2Tokenizer", "GPT2Tokenizer"])
+def test_classes_that_build_their_own_tokenizer_know_the_new_tokens(tmp_path: Path, of_family: str) -> None:
+    base = write_bpe(tmp_path / "base", ["<|endoftext|>", "<|im_end|>"], tokenizer_class=of_family)
+    extension = extend_tokenizer(base / "tokenizer.json", [" المشروع", " على"])
+    saved(tmp_path / "new", extension)
+    (tmp_path / "new" / "tokenizer_config.json").write_bytes((base / "tokenizer_config.json").read_bytes())
+    old, new = AutoTokenizer.from_pretrained(base), AutoTokenizer.from_pretrained(tmp_path / "new")
+    assert type(new).__name__ == of_family
+    for token in extension.tokens:
+        assert token.part or new(token.text, add_special_tokens=False)["input_ids"] == [token.id]
+    for text in ("<|im_end|>", "a<|endoftext|>b"):
+        assert new(text, add_special_tokens=False)["input_ids"] == old(text, add_special_tokens=False)["input_ids"]
 
 
 def by_definition(old: Tokenizer, merges: list[tuple[str, str]], text: str) -> list[str]:
