@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,25 +81,35 @@ def _joined(words: list[list[str]], counts: list[int], wanted: int, minimum: int
             admissible[pair] = text is not None and _ARABIC.search(text) is not None
         return admissible[pair]
 
-    for _ in range(wanted):
-        best = min(
-            ((-found, pair) for pair, found in frequency.items() if found >= minimum and admitted(pair)), default=None
-        )
-        if best is None:
+    # Every change of a frequency puts a new entry into the heap; one that is out of date is passed over when it comes up.
+    heap = [(-found, pair) for pair, found in frequency.items()]
+    heapify(heap)
+    proposed = 0
+    while heap and proposed < wanted:
+        negated, pair = heappop(heap)
+        if -negated < minimum:
             return
-        pair, saved = best[1], 0
+        if frequency[pair] != -negated or not admitted(pair):
+            continue
+        saved, changed = 0, {pair}
         for number in where.pop(pair):
             before, after = words[number], _replaced(words[number], pair)
+            if len(after) == len(before):
+                continue
             for old in pairwise(before):
                 frequency[old] -= counts[number]
             for new in pairwise(after):
                 frequency[new] += counts[number]
                 where[new].add(number)
+            changed.update(pairwise(before), pairwise(after))
             saved += (len(before) - len(after)) * counts[number]
             words[number] = after
-        frequency.pop(pair, None)
+        for other in changed:
+            if frequency[other] >= minimum:
+                heappush(heap, (-frequency[other], other))
         text = text_of(pair[0] + pair[1])
         if text is not None and saved:
+            proposed += 1
             yield ProposedToken(text, saved)
 
 
