@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train-first-look": ("train_first_look", "seed pairs → the classifier that tells which passages may stay"),
     "gate": ("gate", "rewritten passages against their origins: what passes, what is refused, and why"),
     "rewrite-report": ("rewrite_report", "rewritten passages beside their originals, with figures: one HTML file"),
+    "propose-tokens": ("propose_tokens", "which tokens would shorten Arabic text most, for import-hf --add-tokens"),
     "import-hf": ("import_hf", "Hugging Face folder → Megatron distributed checkpoint"),
     "export-hf": ("export_hf", "Megatron distributed checkpoint → Hugging Face folder"),
     "adopt": ("adopt", "Megatron-LM torch_dist checkpoint → checkpoint here, optimizer and position included"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -61,6 +62,23 @@ def software_versions(packages: Iterable[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def source_commit() -> list[str]:
+    """The commit of this package, then what differs from it (`git status --porcelain`); empty outside of a repository."""
+    folder = Path(__file__).resolve().parents[1]
+    lines: list[str] = []
+    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            break
+        if done.returncode:
+            break
+        lines += done.stdout.splitlines()
+    return lines
 
 
 def check_balance(stage: str, counts: Mapping[str, Any]) -> None:

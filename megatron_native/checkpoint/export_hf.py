@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.model_card import describe_export
 from megatron_native.checkpoint.safetensors_files import (
     CONFIG_DTYPES,
     DTYPE_NAMES,
@@ -111,7 +112,8 @@ class CheckpointWeights:
 
 
 def export_hf(
-    checkpoint: Path, output: Path, *, dtype: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+    checkpoint: Path, output: Path, *, dtype: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    verify: bool = False,
 ) -> ExportResult:
     """Write `checkpoint` as a Hugging Face folder at `output`.
 
@@ -120,6 +122,7 @@ def export_hf(
         output: the folder; it must not exist, or be the result of the same export.
         dtype: "float32", "bfloat16", … for every tensor; by default each keeps the dtype it was imported in.
         max_shard_bytes: size of a safetensors file, above which another is begun.
+        verify: compare what was written with the checkpoint, and its logits with the recorded ones (`verification.json`).
 
     Raises:
         UserError: a damaged or incomplete checkpoint, an unknown dtype, too little disk, or an output that holds
@@ -135,7 +138,9 @@ def export_hf(
     shards = plan_shards(groups, max_shard_bytes)
     tensors = sum(len(group) for group in groups)
     total = sum(spec.bytes for group in groups for spec in group)
-    parameters = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
+    parameters: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
+    if verify:
+        parameters["verify"] = True
     inputs = [file_entry(checkpoint / layout.CHECKSUMS_FILE, checkpoint)]
     if already_done(output / MANIFEST, STAGE, parameters, inputs):
         return ExportResult(output, tensors, total, len(shards), skipped=True)
@@ -157,6 +162,7 @@ def export_hf(
     _copy_companions(checkpoint, partial)
     main_dtype = dtype or _main_dtype(groups)
     write_json(partial / "config.json", export_config(weights.hf_config, weights.config, main_dtype))
+    describe_export(checkpoint, partial, verify)
     outputs = [file_entry(path, partial) for path in sorted(partial.rglob("*")) if path.is_file()]
     counts = {"read": tensors, "kept": tensors, "dropped": {}, "quarantined": {}, "bytes": total}
     write_json(partial / MANIFEST, build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES))

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.model_card import base_model_record
 from megatron_native.checkpoint.reference_logits import record_reference_logits
 from megatron_native.checkpoint.safetensors_files import HfWeights, tensor_digest
 from megatron_native.checkpoint.torch_dist import TorchDistWriter
+from megatron_native.checkpoint.vocabulary import FILE_NAME as VOCABULARY
+from megatron_native.checkpoint.vocabulary import ExtensionSettings, extended_folder
 from megatron_native.config.model import ModelConfig
 from megatron_native.errors import UserError
 from megatron_native.manifest import already_done, build_manifest, file_entry, write_json
@@ -45,19 +48,25 @@ class ImportResult:
     """Files of the Hugging Face folder that are neither weights, configuration nor tokenizer."""
 
 
-def import_hf(hf_folder: Path, output: Path, *, reference_logits: bool = True) -> ImportResult:
+def import_hf(
+    hf_folder: Path, output: Path, *, reference_logits: bool = True, add_tokens: ExtensionSettings | None = None
+) -> ImportResult:
     """Convert `hf_folder` to a checkpoint at `output`.
 
     Args:
         hf_folder: config.json, safetensors (one file or shards with an index), tokenizer files.
         output: the checkpoint's folder; it must not exist, or be the result of the same import.
         reference_logits: record logits of fixed texts by running the model through transformers, in FP32 on the CPU.
+        add_tokens: tokens to extend the vocabulary by (`vocabulary.py`).
 
     Raises:
         UserError: an unsupported or damaged folder, tensors that the model does not know or lacks, shapes or dtypes
             that don't fit, too little disk or memory, or an output that holds something else.
     """
     hf_folder, output = Path(hf_folder).absolute(), Path(output).absolute()
+    if add_tokens is not None:
+        with extended_folder(hf_folder, add_tokens, output) as extended:
+            return import_hf(extended, output, reference_logits=reference_logits)
     source_config = read_hf_config(hf_folder)
     config = to_model_config(source_config)
     weights = HfWeights(hf_folder)
@@ -84,6 +93,7 @@ def import_hf(hf_folder: Path, output: Path, *, reference_logits: bool = True) -
     layout.write_model_config(partial, config)
     _copy_files(hf_folder, partial, carried)
     write_json(partial / layout.HF_TENSORS_FILE, {"format": layout.TENSORS_FORMAT, "tensors": records})
+    write_json(partial / layout.BASE_MODEL_FILE, base_model_record(hf_folder))
     if reference_logits:
         tokenizer = partial / layout.TOKENIZER_FOLDER
         record_reference_logits(
@@ -192,7 +202,7 @@ def _carried_files(hf_folder: Path) -> list[Path]:
     """Configuration and tokenizer files, folders of templates spelled out."""
     result = []
     for path in sorted(hf_folder.iterdir()):
-        if path.name in ("config.json", layout.GENERATION_CONFIG) or layout.is_tokenizer_file(path.name):
+        if path.name in ("config.json", layout.GENERATION_CONFIG, VOCABULARY) or layout.is_tokenizer_file(path.name):
             result.extend(sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path])
     return result
 

@@ -6,6 +6,9 @@
         model.json                     the model's shape (`ModelConfig`)
         hf/config.json                 as it came; also generation_config.json where there was one
         hf/tensors.json                what the imported tensors were: names, dtypes, shapes, digests
+        hf/base_model.json             the imported model's name, licence and languages
+        hf/vocabulary.json             tokens that the import added (`vocabulary.py`)
+        lineage.json                   what training did (`training/lineage.py`)
         tokenizer/                     every tokenizer file and chat template, as they came
         reference_logits.safetensors   logits of the imported model on fixed texts (`reference_logits.py`)
         manifest.json                  what made this checkpoint, from what
@@ -38,6 +41,8 @@ GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FOLDER = f"{RUN}/tokenizer"
 REFERENCE_LOGITS_FILE = f"{RUN}/reference_logits.safetensors"
 MANIFEST_FILE = f"{RUN}/manifest.json"
+LINEAGE_FILE = f"{RUN}/lineage.json"
+BASE_MODEL_FILE = f"{HF_FOLDER}/base_model.json"
 CHECKSUMS_FILE = f"{RUN}/checksums.json"
 CHECKSUMS_FORMAT = "megatron-native/checksums/1"
 TENSORS_FORMAT = "megatron-native/hf-tensors/1"

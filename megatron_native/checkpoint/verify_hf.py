@@ -24,6 +24,7 @@ from megatron_native.checkpoint.reference_logits import (
     run_transformers,
 )
 from megatron_native.checkpoint.safetensors_files import DTYPE_NAMES, DTYPES, HfWeights, tensor_digest
+from megatron_native.checkpoint.vocabulary import ROW_TENSORS, AddedVocabulary, read_added_vocabulary
 from megatron_native.models.families import read_hf_config, to_model_config
 from megatron_native.progress import progress
 
@@ -63,6 +64,8 @@ class Verification:
     megatron_layers: list[LayerDifference] = field(default_factory=list)
     """Their hidden states after each layer, where they were run layer by layer."""
     megatron_note: str = ""
+    new_rows: str = ""
+    """Rows of tokens that the import added; against the folder without them, the old rows are compared."""
 
     @property
     def weights_equal(self) -> bool:
@@ -131,15 +134,21 @@ def verify_hf(
     found = HfWeights(Path(hf_folder))
     result = Verification(str(checkpoint), str(hf_folder))
     shape = to_model_config(read_hf_config(Path(hf_folder))).model_dump()
+    added = read_added_vocabulary(Path(checkpoint))
+    from_base = added is not None and added.is_base(Path(hf_folder), shape["vocab_size"])
+    if added is not None:
+        result.new_rows = added.described
     result.settings = [
         f"{name}: {value!r} in run/model.json, {shape[name]!r} in config.json"
         for name, value in weights.config.model_dump().items()
-        if shape[name] != value
+        if shape[name] != value and not (from_base and name == "vocab_size")
     ]
-    _compare_weights(weights, found, result)
+    _compare_weights(weights, found, result, added if from_base else None)
     references = Path(checkpoint) / layout.REFERENCE_LOGITS_FILE
     if not references.exists():
         result.logits_note = "none were recorded at import"
+    elif from_base:
+        result.logits_note = "not compared: those recorded are of the extended model"
     elif logits and result.weights_equal:
         texts = load_reference_logits(references)
         inputs = {text.name: text.ids for text in texts}
@@ -150,6 +159,8 @@ def verify_hf(
         result.logits_note = "not compared: the weights differ" if logits else "not asked for"
     if megatron and (result.missing or result.shapes):
         result.megatron_note = "not compared: the folder is not a whole model of this shape"
+    elif megatron and from_base:
+        result.megatron_note = "not compared: the folder is the model before its new tokens"
     elif megatron:
         from megatron_native.training.forward import compare_with_transformers
 
@@ -159,7 +170,9 @@ def verify_hf(
     return result
 
 
-def _compare_weights(weights: CheckpointWeights, found: HfWeights, result: Verification) -> None:
+def _compare_weights(
+    weights: CheckpointWeights, found: HfWeights, result: Verification, added: AddedVocabulary | None
+) -> None:
     expected = {name for piece in weights.pieces for name in piece.hf_names}
     result.missing = sorted(expected - found.specs.keys())
     result.unexpected = sorted(name for name in found.specs.keys() - expected if not name.endswith(".inv_freq"))
@@ -174,13 +187,16 @@ def _compare_weights(weights: CheckpointWeights, found: HfWeights, result: Verif
                 result.tensors += 1
                 result.bytes += spec.bytes
                 bar.advance(spec.bytes)
+                theirs = found.read(name)
+                if added is not None and name in ROW_TENSORS:
+                    shape, tensor, theirs = spec.shape, added.old_rows(tensor), added.old_rows(theirs)
                 if spec.shape != shape:
                     result.shapes.append(f"{name}: {list(shape)} in the checkpoint, {list(spec.shape)} in the folder")
                     continue
                 if spec.dtype != stored:
                     change = f"{stored} → {spec.dtype}"
                     result.converted[change] = result.converted.get(change, 0) + 1
-                digest = tensor_digest(found.read(name))
+                digest = tensor_digest(theirs)
                 if digest != tensor_digest(tensor.to(DTYPES[spec.dtype])):
                     result.different.append(name)
                 imported = imported and weights.imported.get(name, {}).get("xxh3_128") == digest

@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", metavar="DTYPE", help="float32, bfloat16, …: every tensor's dtype (default: the one it was imported in)"
     )
     parser.add_argument(
+        "--verify", action="store_true",
+        help="compare what was written with the checkpoint, and its logits with those of the import; the report stays there",
+    )  # fmt: skip
+    parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="size of a safetensors file, such as 5GB (the default)"
     )
 
@@ -52,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output,
         dtype=arguments.dtype,
         max_shard_bytes=parse_size(arguments.max_shard_size),
+        verify=arguments.verify,
     )
     if result.skipped:
         print(f"{result.folder} was exported from this checkpoint already; nothing to do")

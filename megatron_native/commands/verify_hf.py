@@ -70,6 +70,7 @@ def _table(result: Verification) -> str:
         ("converted", ", ".join(f"{count} × {change}" for change, count in result.converted.items()) or "none"),
         ("other bits", _some(result.different)),
         ("other settings", _some(result.settings)),
+        *([("new tokens", result.new_rows)] if result.new_rows else []),
         ("unchanged since import", "yes" if result.unchanged_since_import else "no"),
     ]
     if result.logits is not None:

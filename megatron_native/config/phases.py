@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_native.config.run import BatchRamp, Packing, Phase, RunConfig, ScheduleFields, ScheduleShape
+from megatron_native.config.run import BatchRamp, Packing, Phase, RunConfig, ScheduleFields, ScheduleShape, Trainable
 
 MAIN = "main"
 
@@ -46,6 +46,7 @@ class ResolvedPhase:
     rotary_base: float | None
     """The last one that this phase or one before it sets; None: the model's."""
     resets_optimizer: bool
+    trainable: Trainable
     schedule: Schedule | None
     """The phase's own, or None where the run's spans it."""
 
@@ -131,6 +132,7 @@ def _resolved(run: RunConfig, phase: Phase, rotary_base: float | None = None) ->
         batch_ramp=phase.batch_ramp,
         rotary_base=rotary_base,
         resets_optimizer=phase.optimizer_state == "reset",
+        trainable=phase.trainable,
         schedule=_own_schedule(run, phase),
     )
 

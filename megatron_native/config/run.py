@@ -19,6 +19,7 @@ from megatron_native.config.profiling import ProfilingSection
 from megatron_native.config.section import Section
 
 Packing = Literal["concatenate", "best_fit", "single"]
+Trainable = Literal["all", "embeddings"]
 ScheduleShape = Literal["cosine", "linear", "sqrt", "constant", "wsd"]
 
 
@@ -147,6 +148,9 @@ class Phase(ScheduleFields):
     """Base of the rotary positions from this phase on (a long-context phase raises it)."""
     optimizer_state: Literal["keep", "reset"] = "keep"
     """Keep Adam's moments from the phase before, or begin with none."""
+    trainable: Trainable = "all"
+    """What learns in this phase: `all` weights, or `embeddings`, which is the embedding and the output layer; the others, and
+    their moments, keep every bit."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

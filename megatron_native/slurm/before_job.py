@@ -10,7 +10,6 @@ import argparse
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from megatron_native import __version__
 from megatron_native.errors import EXIT_FAILURE
+from megatron_native.manifest import source_commit
 from megatron_native.slurm.progress import Progress, no_progress
 from megatron_native.training.incidents import GAVE_UP, Incidents
 
@@ -43,19 +43,7 @@ def packages_text() -> str:
 
 def commit_text() -> str:
     """The commit of this package and what differs from it; only the version where it is installed without one."""
-    folder = Path(__file__).resolve().parents[2]
-    lines = [f"megatron-native {__version__}"]
-    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            break
-        if done.returncode:
-            break
-        lines += done.stdout.splitlines()
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in [f"megatron-native {__version__}", *source_commit()])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

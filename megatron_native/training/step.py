@@ -18,6 +18,7 @@ from torch import Tensor
 from megatron_native.config.requirements import fp8_multiple
 from megatron_native.training.batches import MicroBatch, context_parallel_batches
 from megatron_native.training.step_time import timed, timers_of
+from megatron_native.training.trainable import count_steps_of_frozen, withhold_gradients
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class StepResult:
     tokens: int
     """Tokens whose loss counted."""
     grad_norm: float
-    """Norm of all gradients before clipping."""
+    """Norm of the gradients of all weights that are trained, before clipping."""
     updated: bool = True
     """False when the update was skipped."""
 
@@ -122,6 +123,7 @@ def compute_gradients(
         loss, tokens = reduce_reports(reports, device)
     with timed(timers, "optimizer"):
         optimizer.prepare_grads()
+        withhold_gradients(optimizer)
         norm = optimizer.get_grad_norm()
     return StepResult(loss / max(1, tokens), tokens, float(norm))
 
@@ -139,3 +141,4 @@ def apply_update(optimizer: Any, result: StepResult, learning_rate: float, weigh
                 inner.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
             )  # fmt: skip
     optimizer.step_with_ready_grads()
+    count_steps_of_frozen(optimizer)

@@ -44,6 +44,7 @@ from megatron_native.training.import_gate import check_import, check_masters
 from megatron_native.training.incidents import Incidents
 from megatron_native.training.judgement import Judgement, Verdict
 from megatron_native.training.launch import FINISHED_FILE
+from megatron_native.training.lineage import RunLineage
 from megatron_native.training.metrics import Metrics
 from megatron_native.training.model import build_trainable_model, initialize_parallel_state
 from megatron_native.training.norms import LogitStatistics, measure_norms
@@ -54,6 +55,7 @@ from megatron_native.training.sharded_state import reset_moments
 from megatron_native.training.signals import STOP_SIGNALS, StopRequest
 from megatron_native.training.step import StepResult, apply_update, compute_gradients
 from megatron_native.training.step_duties import StepDuties
+from megatron_native.training.trainable import set_trainable
 from megatron_native.training.watchdog import Watchdog
 
 
@@ -89,6 +91,7 @@ class Trainer:
         self.early_stop = EarlyStop(run.evaluation.early_stop)
         self.conscience = Conscience(run, self.model, self.incidents)
         self._restore_monitors(self.restored.monitors)
+        self.lineage = RunLineage(run, self.restored.folder)
         self.checkpointer = Checkpointer(run.run_dir, run.checkpointing, self.say)
         self.metrics = Metrics(
             run.run_dir / "metrics.jsonl", self.course.total_steps, self.progress.step, run.logging.interval,
@@ -189,6 +192,7 @@ class Trainer:
         """One step: gradients, judgement, update; then the position moves on, or the run goes back."""
         run, started = self.run, time.monotonic()
         self.watchdog.at(plan.step, "reading data")
+        set_trainable(self.model.optimizer, plan.phase.trainable)
         numbers = sample_numbers(
             plan.samples, plan.phase.micro_batch_size, parallel_state.get_data_parallel_rank(),
             data_parallel_size(run, self.platform.world_size),
@@ -320,6 +324,7 @@ class Trainer:
             scores = self.evaluation.measure(self.model.chunks)
         self.metrics.evaluation(self.progress.step, scores, time.monotonic() - started)
         figures = {name: score.bits_per_byte for name, score in scores.items()}
+        self.lineage.evaluated(self.progress.step, figures)
         for verdict in self.forgetting.judge(self.progress.step, figures):
             self.incidents.record(kinds.HELDOUT_RULE, verdict.message, self.progress.step)
             if verdict.action == "reweight" and self.course.ledger.segments:
@@ -347,6 +352,7 @@ class Trainer:
         self.watchdog.at(self.progress.step, "saving")
         self.conscience.begin_save(self.progress.step)
         run_files = {"config.yaml": dump_run_config(self.run), "ledger.json": self.course.ledger.dumps()}
+        run_files["lineage.json"] = self.lineage.text(self.course) if self.platform.is_main else ""
         if self._lengthened:
             run_files["model.json"] = self.model_config.model_dump_json(indent=2) + "\n"
         state = {

@@ -18,7 +18,9 @@ from megatron_native.config.presets import preset_names, read_preset, replay_rem
 from megatron_native.config.run import BlendEntry, RunConfig
 from megatron_native.errors import UserError
 
-NAMES = ("anneal", "benchmark", "continued-strong-shift", "continued-weak-shift", "long-context")
+NAMES = (
+    "anneal", "benchmark", "continued-strong-shift", "continued-weak-shift", "long-context", "vocabulary-extension",
+)  # fmt: skip
 
 
 def leaves(value: Any, name: str = "") -> Iterator[str]:
