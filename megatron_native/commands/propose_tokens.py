@@ -9,11 +9,11 @@ from megatron_native.errors import UserError
 
 SUMMARY = """Propose new tokens for a byte-level BPE tokenizer (LLaMA 3, Qwen) from a sample of Arabic text.
 
-BPE training that goes on from the tokenizer's own tokens; the list that is printed is what import-hf --add-tokens takes, as
+BPE training that goes on from the tokenizer's own tokens; the list is what import-hf --add-tokens takes, as
 lines of JSON with the number of tokens that each saves on the sample."""
 
 EXAMPLES = """\
-  megatron-native propose-tokens --tokenizer models/Meta-Llama-3-8B --sample sample.jsonl --count 8000 > tokens.jsonl
+  megatron-native propose-tokens --tokenizer models/Meta-Llama-3-8B --sample sample.jsonl --count 8000 --output tokens.jsonl
   megatron-native import-hf --hf models/Meta-Llama-3-8B --output checkpoints/llama3-8b-ar --add-tokens tokens.jsonl"""
 
 
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sample", type=Path, required=True, metavar="FILE", help="documents or plain text")
     parser.add_argument("--count", type=int, required=True, metavar="N", help="how many tokens to propose at most")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the list there (default: print it)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from megatron_native.checkpoint.vocabulary import read_sample
+    from megatron_native.commands.output_file import write_file
     from megatron_native.data.token_proposal import propose_tokens
 
     if arguments.count < 1:
@@ -41,6 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{arguments.sample} has no pair of tokens that occurs twice in Arabic text; give a larger sample."
         )
-    for one in found:
-        print(json.dumps({"token": one.token, "saved": one.saved}, ensure_ascii=False))
+    lines = [json.dumps({"token": one.token, "saved": one.saved}, ensure_ascii=False) for one in found]
+    if arguments.output is None:
+        print("\n".join(lines))
+    else:
+        write_file(arguments.output, "\n".join(lines) + "\n")
+        print(f"{len(lines):,} tokens proposed: {arguments.output}")
     return 0
