@@ -33,16 +33,24 @@ _AHEAD_BYTES = 32 << 20
 _WRITE_BACK_BYTES = 32 << 20
 _IDENTITY = "identity.json"
 _LOCK = "lock"
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "no file may be so large"}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "no file may be so large",
+}
 
 
 class ConversionStoppedError(Exception):
     """Another thread of the conversion failed; its error is the one to show."""
 
 
-def default_workers() -> int:
-    """Threads of a conversion: the processors of this process, at most 8, since a disk serves no more."""
-    return min(8, len(os.sched_getaffinity(0)))
+def check_workers(workers: int | None) -> int:
+    """Threads of a conversion; by default one a processor and at most 8. `UserError` below 1."""
+    if workers is None:
+        return min(8, len(os.sched_getaffinity(0)))
+    if workers < 1:
+        raise UserError(f"the number of workers is {workers}; it must be at least 1.")
+    return workers
 
 
 class Conversion:

@@ -66,9 +66,7 @@ def _stretches(order: torch.Tensor) -> list[tuple[int, int]]:
     """(first number, how many) of each stretch of numbers that rise by one."""
     cuts = (torch.nonzero(order[1:] != order[:-1] + 1).reshape(-1) + 1).tolist()
     begins = [0, *cuts]
-    return [
-        (int(order[begin]), end - begin) for begin, end in zip(begins, [*cuts, order.numel()], strict=True)
-    ]
+    return [(int(order[begin]), end - begin) for begin, end in zip(begins, [*cuts, order.numel()], strict=True)]
 
 
 def _split(begin: int, length: int, starts: list[int], counts: list[int]) -> list[tuple[int, int, int]]:

@@ -102,7 +102,7 @@ class _Storage:
 class _Tensor:
     def __init__(self, dtype: torch.dtype, shape: Sequence[int]) -> None:
         strides = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        self.arguments = (_Storage(dtype, prod(shape)), 0, tuple(shape), strides, False, OrderedDict())
+        self.arguments: tuple[Any, ...] = (_Storage(dtype, prod(shape)), 0, tuple(shape), strides, False, OrderedDict())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return torch._utils._rebuild_tensor_v2, self.arguments

@@ -236,7 +236,9 @@ class TorchDistReader:
         Raises `UserError` when the tensor is absent, too small for the box, or not wholly covered by chunks.
         """
         if key not in self.tensors:
-            raise UserError(f"{self.folder} has no tensor '{key}'; it is a checkpoint of another model or was cut short.")
+            raise UserError(
+                f"{self.folder} has no tensor '{key}'; it is a checkpoint of another model or was cut short."
+            )
         info = self.tensors[key]
         offset = tuple(offset) if offset is not None else (0,) * len(info.shape)
         shape = tuple(shape) if shape is not None else info.shape
@@ -393,7 +395,9 @@ def _check_backends(folder: Path) -> None:
         backends = json.loads(path.read_text(encoding="utf-8"))
         found = backends["sharded_backend"]
     except FileNotFoundError:
-        raise UserError(f"{folder} has no metadata.json, so it is no distributed checkpoint, or one cut short.") from None
+        raise UserError(
+            f"{folder} has no metadata.json, so it is no distributed checkpoint, or one cut short."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not name a checkpoint backend ({error!r}); copy the checkpoint again.") from error
     if found != BACKENDS["sharded_backend"]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_native.commands.sizes import add_workers, parse_size
+
 SUMMARY = """Convert a Hugging Face folder (config.json, safetensors, tokenizer) to a Megatron distributed checkpoint.
 
 No bit of any weight changes; no GPU is needed. Tokenizer, configuration and the logits of fixed Arabic and English
-texts travel with the checkpoint, so that training, export and verification need nothing else."""
+texts travel with the checkpoint, so that training, export and verification need nothing else. What is broken off is taken
+up again by the same command."""
 
 EXAMPLES = """\
   megatron-native import-hf --hf models/Meta-Llama-3-8B --output checkpoints/llama3-8b
@@ -26,13 +29,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="don't run the model through transformers (FP32, on the CPU; one layer at a time where memory is short) to record "
         "logits",
     )
+    parser.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="size of a file of tensors in the checkpoint, such as 1GB (default: 2GiB)",
+    )
+    add_workers(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Import, and say what was made."""
     from megatron_native.checkpoint.import_hf import import_hf
 
-    result = import_hf(arguments.hf, arguments.output, reference_logits=arguments.reference_logits)
+    result = import_hf(
+        arguments.hf,
+        arguments.output,
+        reference_logits=arguments.reference_logits,
+        max_file_bytes=parse_size(arguments.max_shard_size) if arguments.max_shard_size else None,
+        workers=arguments.workers,
+    )
     if result.skipped:
         print(f"{result.checkpoint} was imported from these files already; nothing to do")
         return 0
