@@ -17,7 +17,7 @@ def parse_size(text: str) -> int:
         if number != stripped or unit == "B":
             try:
                 return int(float(number) * factor)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
     raise UserError(f"'{text}' is no size; write a number and a unit, such as 5GB or 512MiB.")
 
