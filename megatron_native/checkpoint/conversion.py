@@ -96,9 +96,9 @@ class Conversion:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(self._lock)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
+                return  # a file system without locks
+            os.close(self._lock)
             raise UserError(
                 f"another {self.stage} is writing to {self.partial} right now; wait for it, or choose another output."
             ) from None

@@ -276,19 +276,26 @@ class TorchDistReader:
         at a time. Raises as `read` does.
         """
         offset, shape = tuple(offset), tuple(shape)
+        loaded = False
         for chunk in self._chunks.get(key, []):
             overlap = _overlap(offset, shape, chunk)
-            if overlap is None or any(part != slice(0, size) for part, size in zip(overlap[0], shape, strict=True)):
+            if overlap is None:
+                continue
+            stored = self._locate(key, chunk)
+            loaded = loaded or stored is None
+            if stored is None or any(part != slice(0, size) for part, size in zip(overlap[0], shape, strict=True)):
                 continue
             first, end = _flat_range(overlap[1], tuple(chunk.sizes))
-            stored = self._locate(key, chunk)
-            if stored is None or end - first != prod(shape):
+            if end - first != prod(shape):
                 break
             path, place = stored
             size = place.dtype.itemsize
             with self._open(path) as file:
                 last = place.position + prod(place.shape) * size
                 yield from file.blocks(place.position + first * size, (end - first) * size, buffer, ahead=last)
+            return
+        if loaded:  # torch.load has a chunk whole or not at all
+            yield tensor_bytes(self.read(key, offset, shape))
             return
         axis = next((axis for axis, extent in enumerate(shape) if extent > 1), 0)
         itemsize = self.tensors[key].dtype.itemsize if key in self.tensors else 1

@@ -1,6 +1,7 @@
 """Where bytes lie: torch's archive written and found without torch, rows moved by number, boxes read in parts."""
 
 import io
+import pickle
 import zipfile
 
 import pytest
@@ -125,3 +126,23 @@ def test_any_part_of_a_tensor_is_read_from_any_chunks_whole_or_in_blocks(tmp_pat
         expected = tensor[tuple(slice(start, start + extent) for start, extent in zip(offset, shape, strict=True))]
         assert torch.equal(reader.read("w", offset, shape), expected)
         assert b"".join(bytes(block) for block in reader.stream("w", offset, shape, buffer)) == bytes_of(expected)
+
+
+def test_a_chunk_that_is_saved_transposed_is_read_all_the_same(tmp_path):
+    writer = TorchDistWriter(tmp_path)
+    tensor = torch.randn(6, 4)
+    writer.write("w", (6, 4), (0, 0), tensor)
+    writer.finish()
+    saved = io.BytesIO()
+    torch.save(tensor.t().contiguous().t(), saved)
+    with open(tmp_path / "__0_0.distcp", "ab") as file:
+        start = file.tell()
+        file.write(saved.getvalue())
+    metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
+    (info,) = metadata.storage_data.values()
+    info.offset, info.length = start, len(saved.getvalue())
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    reader = TorchDistReader(tmp_path)
+    assert torch.equal(reader.read("w", (1, 1), (3, 2)), tensor[1:4, 1:3])
+    streamed = reader.stream("w", (1, 0), (3, 4), memoryview(bytearray(64)))
+    assert b"".join(bytes(block) for block in streamed) == bytes_of(tensor[1:4])
