@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -97,6 +96,7 @@ def row(model: str, direction: str, size: int, rounds: list[dict[str, float]], s
     return {
         "model": model,
         "direction": direction,
+        "rounds": len(rounds),
         "GB": round(size / 1e9, 2),
         "cp_MB/s": round(size / median("cp") / 1e6),
         "cp_to_disk_MB/s": round(size / median("cp to disk") / 1e6),
@@ -139,15 +139,20 @@ def convert(direction: str, given: str, made: str, workers: int | None) -> None:
     from megatron_native.checkpoint.export_hf import export_hf
     from megatron_native.checkpoint.import_hf import import_hf
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory()
     started = time.perf_counter()
     if direction == "import":
         import_hf(Path(given), Path(made), reference_logits=False, workers=workers)
     else:
         export_hf(Path(given), Path(made), workers=workers)
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"conversion": seconds, "peak": peak, "before": before}))
+    print(json.dumps({"conversion": seconds, "peak": peak_memory(), "before": before}))
+
+
+def peak_memory() -> int:
+    """This process's peak resident set so far, in bytes; `getrusage` would count that of the process it was started from."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))) * 1024
 
 
 def make_model(folder: Path, shape: str, layers: int) -> int:
