@@ -7,9 +7,10 @@ beside its place and renamed there when whole.
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.conversion import Conversion, block_buffer, check_workers
 from megatron_native.checkpoint.model_card import describe_export
+from megatron_native.checkpoint.row_runs import box_rows_axis, tensor_runs
 from megatron_native.checkpoint.safetensors_files import (
     CONFIG_DTYPES,
     DTYPE_NAMES,
@@ -26,6 +29,7 @@ from megatron_native.checkpoint.safetensors_files import (
     ShardWriter,
     TensorSpec,
     plan_shards,
+    tensor_bytes,
     write_index,
 )
 from megatron_native.checkpoint.torch_dist import TorchDistReader
@@ -97,6 +101,15 @@ class CheckpointWeights:
         """A piece's Hugging Face tensors, in the dtype that the checkpoint holds."""
         return piece.to_hf(self.reader.read(piece.key, piece.offset, piece.shape))
 
+    def stream(self, piece: Piece, first: int, rows: int, dtype: torch.dtype) -> Iterator[memoryview]:
+        """The bytes of rows of a piece's box in `dtype`, in blocks that are each valid until the next."""
+        axis = box_rows_axis(piece)
+        offset = (*piece.offset[:axis], piece.offset[axis] + first, *piece.offset[axis + 1 :])
+        shape = (*piece.shape[:axis], rows, *piece.shape[axis + 1 :])
+        stored = self.stored_dtype(piece)
+        for block in self.reader.stream(piece.key, offset, shape, block_buffer()):
+            yield block if dtype == stored else tensor_bytes(torch.frombuffer(block, dtype=stored).to(dtype))
+
     def stored_dtype(self, piece: Piece) -> torch.dtype:
         """The dtype of a piece in the checkpoint."""
         if piece.key not in self.reader.tensors:
@@ -112,7 +125,12 @@ class CheckpointWeights:
 
 
 def export_hf(
-    checkpoint: Path, output: Path, *, dtype: str | None = None, max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    checkpoint: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    workers: int | None = None,
     verify: bool = False,
 ) -> ExportResult:
     """Write `checkpoint` as a Hugging Face folder at `output`.
@@ -122,13 +140,18 @@ def export_hf(
         output: the folder; it must not exist, or be the result of the same export.
         dtype: "float32", "bfloat16", … for every tensor; by default each keeps the dtype it was imported in.
         max_shard_bytes: size of a safetensors file, above which another is begun.
+        workers: threads, each of which writes a shard; as many as there are processors by default. The result is the
+            same with any number.
         verify: compare what was written with the checkpoint, and its logits with the recorded ones (`verification.json`).
+
+    An export that was broken off is taken up again: shards that are finished in `OUTPUT.partial` are kept.
 
     Raises:
         UserError: a damaged or incomplete checkpoint, an unknown dtype, too little disk, or an output that holds
             something else.
     """
     checkpoint, output = Path(checkpoint).absolute(), Path(output).absolute()
+    workers = check_workers(workers)
     if dtype is not None and dtype not in CONFIG_DTYPES:
         raise UserError(f"--dtype is '{dtype}'; it must be one of {', '.join(CONFIG_DTYPES)}.")
     if max_shard_bytes <= 0:
@@ -143,31 +166,66 @@ def export_hf(
         parameters["verify"] = True
     inputs = [file_entry(checkpoint / layout.CHECKSUMS_FILE, checkpoint)]
     if already_done(output / MANIFEST, STAGE, parameters, inputs):
+        layout.remove_records(output)
         return ExportResult(output, tensors, total, len(shards), skipped=True)
     layout.refuse_occupied(output, STAGE)
-    layout.check_free_space(output, total + _FREE_SPACE_MARGIN, "the export")
+    if not layout.partial_path(output).exists():
+        layout.check_free_space(output, total + _FREE_SPACE_MARGIN, "the export")
 
-    partial = layout.start_partial(output)
-    with progress("export", total=total, unit="B") as bar:
-        by_first_name = {piece.hf_names[0]: piece for piece in weights.pieces}
-        for shard in shards:
-            writer = ShardWriter(partial, shard)
-            for group in _groups(shard, by_first_name):
-                piece = by_first_name[group[0].name]
-                for spec, tensor in zip(group, weights.read(piece), strict=True):
-                    writer.write(spec.name, tensor.to(DTYPES[spec.dtype]))
-                    bar.advance(spec.bytes)
-            writer.finish()
-    write_index(partial, shards)
-    _copy_companions(checkpoint, partial)
-    main_dtype = dtype or _main_dtype(groups)
-    write_json(partial / "config.json", export_config(weights.hf_config, weights.config, main_dtype))
-    describe_export(checkpoint, partial, verify)
-    outputs = [file_entry(path, partial) for path in sorted(partial.rglob("*")) if path.is_file()]
-    counts = {"read": tensors, "kept": tensors, "dropped": {}, "quarantined": {}, "bytes": total}
-    write_json(partial / MANIFEST, build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES))
-    layout.finish_partial(partial, output)
+    identity = {"parameters": parameters, "checkpoint": str(checkpoint), "checksums": inputs[0]["xxh3_128"]}
+    with Conversion(output, STAGE, identity) as conversion:
+        conversion.check_free_space(total + _FREE_SPACE_MARGIN, "the export")
+        partial = conversion.partial
+        with progress("export", total=total, unit="B") as bar:
+            write = functools.partial(
+                _write_shard,
+                conversion,
+                weights,
+                {piece.hf_names[0]: piece for piece in weights.pieces},
+                functools.partial(conversion.advance, bar),
+            )
+            conversion.run([functools.partial(write, shard) for shard in shards], workers)
+        write_index(partial, shards)
+        _copy_companions(checkpoint, partial)
+        main_dtype = dtype or _main_dtype(groups)
+        write_json(partial / "config.json", export_config(weights.hf_config, weights.config, main_dtype))
+        describe_export(checkpoint, partial, verify)
+        written = {partial / shard.file: conversion.record(shard.file) for shard in shards}
+        outputs = [
+            {"path": path.name, **(written[path] or {})} if path in written else file_entry(path, partial)
+            for path in layout.files_of(partial)
+            if path != partial / MANIFEST
+        ]
+        counts = {"read": tensors, "kept": tensors, "dropped": {}, "quarantined": {}, "bytes": total}
+        write_json(partial / MANIFEST, build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES))
+        conversion.finish()
     return ExportResult(output, tensors, total, len(shards), skipped=False)
+
+
+def _write_shard(
+    conversion: Conversion,
+    weights: CheckpointWeights,
+    by_first_name: dict[str, Piece],
+    advance: Callable[[int], None],
+    shard: Shard,
+) -> None:
+    """Write one safetensors file and its record, unless both are there."""
+    if conversion.record(shard.file):
+        advance(sum(spec.bytes for spec in shard.tensors))
+        return
+    writer = ShardWriter(conversion.partial, shard)
+    try:
+        for group in _groups(shard, by_first_name):
+            piece = by_first_name[group[0].name]
+            for spec, stretches in zip(group, tensor_runs(piece), strict=True):
+                writer.begin(spec)
+                for run in stretches:
+                    for block in weights.stream(piece, run.first, run.rows, DTYPES[spec.dtype]):
+                        writer.write(block)
+                        advance(block.nbytes)
+        conversion.finish_file(shard.file, writer.finish())
+    finally:
+        writer.abandon()
 
 
 def _specs(weights: CheckpointWeights, piece: Piece, dtype: str | None) -> list[TensorSpec]:

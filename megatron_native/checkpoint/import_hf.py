@@ -1,8 +1,8 @@
 """Hugging Face folder → checkpoint: names and layout change, no bit of any weight does.
 
-Weights stream tensor by tensor from safetensors into megatron-core's torch_dist format, in the dtype that they have;
-tokenizer, configuration and the logits of fixed texts travel along. The checkpoint is built beside its place and
-renamed there when whole.
+Weights stream block by block from safetensors into megatron-core's torch_dist format, in the dtype that they have
+(`import_tensors.py`); tokenizer, configuration and the logits of fixed texts travel along. The checkpoint is built
+beside its place and renamed there when whole.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.conversion import Conversion, check_workers, file_digests
+from megatron_native.checkpoint.import_tensors import boxes_of, convert, plan_import
 from megatron_native.checkpoint.model_card import base_model_record
 from megatron_native.checkpoint.reference_logits import record_reference_logits
 from megatron_native.checkpoint.safetensors_files import HfWeights, tensor_digest
-from megatron_native.checkpoint.torch_dist import TorchDistWriter
+from megatron_native.checkpoint.torch_dist import DEFAULT_FILE_BYTES, TorchDistWriter, write_metadata
 from megatron_native.checkpoint.vocabulary import FILE_NAME as VOCABULARY
 from megatron_native.checkpoint.vocabulary import ExtensionSettings, extended_folder
 from megatron_native.config.model import ModelConfig
@@ -49,7 +51,13 @@ class ImportResult:
 
 
 def import_hf(
-    hf_folder: Path, output: Path, *, reference_logits: bool = True, add_tokens: ExtensionSettings | None = None
+    hf_folder: Path,
+    output: Path,
+    *,
+    reference_logits: bool = True,
+    max_file_bytes: int | None = None,
+    workers: int | None = None,
+    add_tokens: ExtensionSettings | None = None,
 ) -> ImportResult:
     """Convert `hf_folder` to a checkpoint at `output`.
 
@@ -57,16 +65,26 @@ def import_hf(
         hf_folder: config.json, safetensors (one file or shards with an index), tokenizer files.
         output: the checkpoint's folder; it must not exist, or be the result of the same import.
         reference_logits: record logits of fixed texts by running the model through transformers, in FP32 on the CPU.
+        max_file_bytes: a `.distcp` file ends before it grows past this (2 GiB); a larger tensor has one of its own.
+        workers: threads, each of which converts a shard; as many as there are processors by default. The result is the
+            same with any number.
         add_tokens: tokens to extend the vocabulary by (`vocabulary.py`).
+
+    An import that was broken off is taken up again: files that are finished in `OUTPUT.partial` are kept.
 
     Raises:
         UserError: an unsupported or damaged folder, tensors that the model does not know or lacks, shapes or dtypes
             that don't fit, too little disk or memory, or an output that holds something else.
     """
     hf_folder, output = Path(hf_folder).absolute(), Path(output).absolute()
+    workers = check_workers(workers)
+    if max_file_bytes is not None and max_file_bytes <= 0:
+        raise UserError(f"the size of a file is {max_file_bytes} bytes; it must be above zero.")
     if add_tokens is not None:
         with extended_folder(hf_folder, add_tokens, output) as extended:
-            return import_hf(extended, output, reference_logits=reference_logits)
+            return import_hf(
+                extended, output, reference_logits=reference_logits, max_file_bytes=max_file_bytes, workers=workers
+            )
     source_config = read_hf_config(hf_folder)
     config = to_model_config(source_config)
     weights = HfWeights(hf_folder)
@@ -74,50 +92,70 @@ def import_hf(
     tied_copy, derived = check_names(weights, pieces, config)
     check_dtypes(weights, pieces)
     carried = _carried_files(hf_folder)
-    parameters = {"reference_logits": reference_logits}
+    parameters: dict[str, Any] = {"reference_logits": reference_logits}
+    if max_file_bytes is not None:
+        parameters["max_file_bytes"] = max_file_bytes
     sources = [*weights.files, *carried]
-    with progress("read source", total=sum(path.stat().st_size for path in sources), unit="B") as bar:
-        inputs = []
-        for path in sources:
-            inputs.append(file_entry(path, hf_folder))
-            bar.advance(path.stat().st_size)
     total = sum(spec.bytes for spec in weights.specs.values())
-    if already_done(output / layout.MANIFEST_FILE, STAGE, parameters, inputs):
+    manifest_file = output / layout.MANIFEST_FILE
+    if manifest_file.exists() and already_done(manifest_file, STAGE, parameters, _inputs(sources, hf_folder, workers)):
         layout.check_complete(output)
+        layout.remove_records(output)
         return ImportResult(output, len(weights.specs), total, skipped=True)
     layout.refuse_occupied(output, STAGE)
-    layout.check_free_space(output, total + _FREE_SPACE_MARGIN, "the checkpoint")
-
-    partial = layout.start_partial(output)
-    digests, records = _convert(weights, pieces, partial, config, tied_copy)
-    layout.write_model_config(partial, config)
-    _copy_files(hf_folder, partial, carried)
-    write_json(partial / layout.HF_TENSORS_FILE, {"format": layout.TENSORS_FORMAT, "tensors": records})
-    write_json(partial / layout.BASE_MODEL_FILE, base_model_record(hf_folder))
-    if reference_logits:
-        tokenizer = partial / layout.TOKENIZER_FOLDER
-        record_reference_logits(
-            hf_folder,
-            tokenizer if tokenizer.is_dir() else None,
-            partial / layout.REFERENCE_LOGITS_FILE,
-            config.vocab_size,
-            config.max_position_embeddings,
-        )
-    outputs = [
-        {"path": f"../{name}", "bytes": (partial / name).stat().st_size, "xxh3_128": digest}
-        for name, digest in digests.items()
-    ]
-    counts = {
-        "read": len(weights.specs),
-        "kept": len(records),
-        "dropped": {"derived rotary frequencies": len(derived)} if derived else {},
-        "quarantined": {},
-        "bytes": total,
-    }
-    manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES)
-    write_json(partial / layout.MANIFEST_FILE, manifest)
-    layout.write_checksums(partial, known=digests)
-    layout.finish_partial(partial, output)
+    plans = plan_import(weights, pieces, max_file_bytes or DEFAULT_FILE_BYTES)
+    kept = total - sum(weights.specs[name].bytes for name in derived)
+    if not layout.partial_path(output).exists():
+        layout.check_free_space(output, kept + _FREE_SPACE_MARGIN, "the checkpoint")
+    with Conversion(output, STAGE, _identity(parameters, sources)) as conversion:
+        conversion.check_free_space(kept + _FREE_SPACE_MARGIN, "the checkpoint")
+        partial = conversion.partial
+        digests, tensors, shards = convert(conversion, weights, plans, workers)
+        objects = TorchDistWriter(partial, first_file=len(digests))
+        for name in extra_state_objects(config):
+            objects.write_object(name, None)
+        objects.close()
+        digests |= objects.digests
+        write_metadata(partial, boxes_of(plans, pieces), objects.objects)
+        records = {
+            name: {"dtype": weights.specs[name].dtype, "shape": list(weights.specs[name].shape), "xxh3_128": tensors[name]}
+            for piece in pieces for name in piece.hf_names
+        }  # fmt: skip
+        if tied_copy:
+            records[TIED_OUTPUT] = dict(records[EMBEDDING])
+        layout.write_model_config(partial, config)
+        _copy_files(hf_folder, partial, carried)
+        write_json(partial / layout.HF_TENSORS_FILE, {"format": layout.TENSORS_FORMAT, "tensors": records})
+        write_json(partial / layout.BASE_MODEL_FILE, base_model_record(hf_folder))
+        if reference_logits:
+            tokenizer = partial / layout.TOKENIZER_FOLDER
+            record_reference_logits(
+                hf_folder,
+                tokenizer if tokenizer.is_dir() else None,
+                partial / layout.REFERENCE_LOGITS_FILE,
+                config.vocab_size,
+                config.max_position_embeddings,
+            )
+        inputs = [
+            {"path": str(path.relative_to(hf_folder)), "bytes": path.stat().st_size, "xxh3_128": digest}
+            for path, digest in zip(weights.files, shards, strict=True)
+        ]
+        inputs += [file_entry(path, hf_folder) for path in carried]
+        outputs = [
+            {"path": f"../{name}", "bytes": (partial / name).stat().st_size, "xxh3_128": digest}
+            for name, digest in digests.items()
+        ]
+        counts = {
+            "read": len(weights.specs),
+            "kept": len(records),
+            "dropped": {"derived rotary frequencies": len(derived)} if derived else {},
+            "quarantined": {},
+            "bytes": total,
+        }
+        manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES)
+        write_json(partial / layout.MANIFEST_FILE, manifest)
+        layout.write_checksums(partial, known=digests)
+        conversion.finish()
     sources_read = {path.name for path in sources}
     rest = sorted(path.name for path in hf_folder.iterdir() if path.name not in sources_read | {"source.json"})
     not_carried = tuple(
@@ -174,28 +212,22 @@ def check_dtypes(weights: HfWeights, pieces: list[Piece]) -> None:
                 )
 
 
-def _convert(
-    weights: HfWeights, pieces: list[Piece], folder: Path, config: ModelConfig, tied_copy: bool
-) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Write every piece; return the digests of the files written and the record of the tensors read."""
-    writer = TorchDistWriter(folder)
-    records: dict[str, dict[str, Any]] = {}
-    with progress("import", total=sum(spec.bytes for spec in weights.specs.values()), unit="B") as bar:
-        for piece in pieces:
-            tensors = [weights.read(name) for name in piece.hf_names]
-            for name, tensor in zip(piece.hf_names, tensors, strict=True):
-                spec = weights.specs[name]
-                records[name] = {
-                    "dtype": spec.dtype, "shape": list(spec.shape), "xxh3_128": tensor_digest(tensor)
-                }  # fmt: skip
-            writer.write(piece.key, piece.global_shape, piece.offset, piece.to_megatron(tensors))
-            bar.advance(sum(tensor.nbytes for tensor in tensors))
-    for name in extra_state_objects(config):
-        writer.write_object(name, None)
-    writer.finish()
-    if tied_copy:
-        records[TIED_OUTPUT] = dict(records[EMBEDDING])
-    return writer.digests, records
+def _identity(parameters: dict[str, Any], sources: list[Path]) -> dict[str, Any]:
+    """What a broken-off import must agree on to be taken up again; sizes and times stand for the contents."""
+    states = [(path, path.stat()) for path in sources]
+    return {
+        "parameters": parameters, "sources": [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
+    }  # fmt: skip
+
+
+def _inputs(sources: list[Path], hf_folder: Path, workers: int) -> list[dict[str, Any]]:
+    """The manifest's inputs, by reading every file."""
+    with progress("read source", total=sum(path.stat().st_size for path in sources), unit="B") as bar:
+        digests = file_digests(sources, workers, lambda path: bar.advance(path.stat().st_size))
+    return [
+        {"path": str(path.relative_to(hf_folder)), "bytes": path.stat().st_size, "xxh3_128": digest}
+        for path, digest in zip(sources, digests, strict=True)
+    ]
 
 
 def _carried_files(hf_folder: Path) -> list[Path]:

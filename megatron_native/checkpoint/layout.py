@@ -46,6 +46,8 @@ BASE_MODEL_FILE = f"{HF_FOLDER}/base_model.json"
 CHECKSUMS_FILE = f"{RUN}/checksums.json"
 CHECKSUMS_FORMAT = "megatron-native/checksums/1"
 TENSORS_FORMAT = "megatron-native/hf-tensors/1"
+FINISHED_FOLDER = ".finished"
+"""In a partial folder: a record of every file that a conversion has finished; no part of what is converted."""
 
 _TRAVELLING = (MODEL_FILE, HF_FOLDER, TOKENIZER_FOLDER, REFERENCE_LOGITS_FILE)
 _TOKENIZER_NAMES = frozenset({
@@ -88,6 +90,18 @@ def finish_partial(partial: Path, output: Path) -> None:
         output.rmdir()  # only an empty folder gets this far
     os.replace(partial, output)
     flush_to_disk(output.parent)
+
+
+def remove_records(output: Path) -> None:
+    """Remove a conversion's records of its files, which nobody needs once `output` is whole."""
+    if (output / FINISHED_FOLDER).is_dir():
+        shutil.rmtree(output / FINISHED_FOLDER)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Every file of a folder and its sub-folders, in order, without a conversion's records."""
+    records = folder / FINISHED_FOLDER
+    return sorted(path for path in folder.rglob("*") if path.is_file() and records not in path.parents)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -187,7 +201,7 @@ def write_checksums(checkpoint: Path, known: Mapping[str, str] | None = None) ->
     """
     known = known or {}
     files = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+    for path in files_of(checkpoint):
         name = path.relative_to(checkpoint).as_posix()
         if name != CHECKSUMS_FILE:
             files[name] = {"bytes": path.stat().st_size, "xxh3_128": known.get(name) or file_digest(path)}

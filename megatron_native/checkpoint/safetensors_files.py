@@ -17,6 +17,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
+from megatron_native.checkpoint.conversion import HashedFile
 from megatron_native.checkpoint.layout import in_one_line
 from megatron_native.errors import UserError
 
@@ -46,6 +47,17 @@ class TensorSpec:
         return count * DTYPES[self.dtype].itemsize
 
 
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor's bytes lie."""
+
+    name: str
+    path: Path
+    start: int
+    """In the file, the header included."""
+    bytes: int
+
+
 class HfWeights:
     """The weights of a Hugging Face folder, by name, whether in one file or many."""
 
@@ -69,6 +81,14 @@ class HfWeights:
                 self._opened[name] = handle
                 self.specs[name] = TensorSpec(name, part.get_dtype(), tuple(part.get_shape()))
         self._check_index()
+        self.places: dict[str, TensorPlace] = {
+            place.name: place for path in self.files for place in _places(path) if place.name in self.specs
+        }
+        """Where each tensor lies, by name."""
+
+    def places_in(self, path: Path) -> list[TensorPlace]:
+        """The tensors of one file, in the order of their bytes."""
+        return sorted((place for place in self.places.values() if place.path == path), key=lambda place: place.start)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU."""
@@ -118,7 +138,23 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no whole safetensors file ({in_one_line(error)}); copy or download it again.") from error
+        raise UserError(
+            f"{path} is no whole safetensors file ({in_one_line(error)}); copy or download it again."
+        ) from error
+
+
+def _places(path: Path) -> list[TensorPlace]:
+    """The tensors of a file whose header has been found in order, with their places."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return [
+        TensorPlace(
+            name, path, 8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+    ]
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
@@ -174,10 +210,11 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
 
 
 class ShardWriter:
-    """Writes one planned shard; tensors must come in the plan's order."""
+    """Writes one planned shard; tensors must come in the plan's order, each in as many parts as it likes."""
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._expected = list(reversed(shard.tensors))
+        self._missing = 0
         self._path = folder / shard.file
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         position = 0
@@ -190,18 +227,30 @@ class ShardWriter:
             position += spec.bytes
         encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         encoded += b" " * (-len(encoded) % 8)
-        self._file = open(self._path, "wb")  # noqa: SIM115 - closed by finish()
+        self._file = HashedFile(self._path)
         self._file.write(len(encoded).to_bytes(8, "little") + encoded)
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append the next tensor."""
-        spec = self._expected.pop()
-        if (spec.name, spec.dtype, spec.shape) != (name, DTYPE_NAMES.get(tensor.dtype), tuple(tensor.shape)):
-            raise ValueError(f"{name} {tensor.dtype} {tuple(tensor.shape)} came where {spec} was planned")
-        self._file.write(tensor_bytes(tensor))
+    def begin(self, spec: TensorSpec) -> None:
+        """Begin the next tensor; the one before must be complete."""
+        if self._missing or not self._expected or self._expected[-1] != spec:
+            raise ValueError(
+                f"{self._path}: {spec} came where {self._expected[-1:]} was planned, {self._missing} bytes early"
+            )
+        self._expected.pop()
+        self._missing = spec.bytes
 
-    def finish(self) -> None:
-        """Close the file; every planned tensor must have come."""
-        if self._expected:
+    def write(self, data: memoryview) -> None:
+        """The tensor's next bytes, in row order."""
+        self._missing -= data.nbytes
+        self._file.write(data)
+
+    def finish(self) -> dict[str, Any]:
+        """Bring the file to the disk; its size (`bytes`) and `xxh3_128`. Every planned tensor must have come."""
+        if self._expected or self._missing:
             raise ValueError(f"{self._path}: {len(self._expected)} planned tensors never came")
-        self._file.close()
+        size = self._file.position
+        return {"bytes": size, "xxh3_128": self._file.close()}
+
+    def abandon(self) -> None:
+        """Close a file that will not be finished; nothing where it is."""
+        self._file.abandon()

@@ -12,13 +12,13 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-import xxhash
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -30,8 +30,17 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from megatron_native.checkpoint.conversion import HashedFile, SourceFile
 from megatron_native.checkpoint.layout import in_one_line
 from megatron_native.checkpoint.restricted_pickle import read_metadata
+from megatron_native.checkpoint.safetensors_files import DTYPE_NAMES, tensor_bytes
+from megatron_native.checkpoint.torch_archive import (
+    MAX_TENSOR_BYTES,
+    StoredTensor,
+    TensorArchive,
+    crc32,
+    locate_tensor,
+)
 from megatron_native.errors import UserError
 
 BACKENDS = {
@@ -42,28 +51,82 @@ BACKENDS = {
 }
 """`metadata.json`, as megatron-core 0.16 writes and expects it."""
 METADATA_VERSION = "1.0.0"
-DEFAULT_FILE_BYTES = 4 << 30
+DEFAULT_FILE_BYTES = 2 << 30
+_ASSEMBLED_BYTES = 16 << 20
 
 
-class _HashingFile(io.RawIOBase):
-    """A file that counts and hashes the bytes that pass through it."""
+class DistcpFile(HashedFile):
+    """A `.distcp` file, box after box, whose bytes may come in parts."""
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 - closed by close()
-        self._digest = xxhash.xxh3_128()
-        self.position = 0
+        super().__init__(path)
+        self._archive: TensorArchive | None = None
+        self._checksum = 0
 
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        count = self._file.write(data)
-        self.position += count
-        return count
+    def begin(self, dtype: torch.dtype, shape: Sequence[int]) -> None:
+        """Begin a box of a tensor."""
+        self._archive, self._checksum = TensorArchive(dtype, shape), 0
+        self.write(self._archive.prefix)
 
-    def close(self) -> None:
-        self._file.close()
+    def add(self, data: Any) -> None:
+        """The box's next bytes, in row order."""
+        self._checksum = crc32(data, self._checksum)
+        self.write(data)
 
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
+    def end(self) -> None:
+        """The box is complete."""
+        if self._archive is None:
+            raise ValueError("no box was begun")
+        self.write(self._archive.suffix(self._checksum))
+        self._archive = None
+
+
+@dataclass(frozen=True)
+class BoxPlace:
+    """A box of a global tensor and where it lies among the `.distcp` files."""
+
+    key: str
+    dtype: torch.dtype
+    global_shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+def write_metadata(
+    folder: Path,
+    boxes: Sequence[BoxPlace],
+    objects: Mapping[str, _StorageInfo] | None = None,
+    common: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `.metadata`, `common.pt` and `metadata.json`: the checkpoint can be loaded from here on.
+
+    Raises `ValueError` where boxes of one tensor disagree on its dtype or shape.
+    """
+    tensors: dict[str, Any] = {}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for box in boxes:
+        entry = tensors.setdefault(
+            box.key, TensorStorageMetadata(TensorProperties(dtype=box.dtype), torch.Size(box.global_shape), [])
+        )
+        if entry.properties.dtype != box.dtype or entry.size != torch.Size(box.global_shape):
+            raise ValueError(
+                f"{box.key}: boxes of {entry.size} {entry.properties.dtype} and {box.global_shape} {box.dtype}"
+            )
+        entry.chunks.append(ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.shape)))
+        storage[MetadataIndex(box.key, box.offset)] = _StorageInfo(box.file, box.start, box.length)
+    for key, info in (objects or {}).items():
+        tensors[key] = BytesStorageMetadata()
+        storage[MetadataIndex(key)] = info
+    metadata = Metadata(
+        state_dict_metadata=tensors, storage_data=storage, storage_meta=StorageMeta(), version=METADATA_VERSION
+    )
+    with open(folder / ".metadata", "wb") as file:
+        pickle.dump(metadata, file)
+    torch.save(dict(common or {}), folder / "common.pt")
+    (folder / "metadata.json").write_text(json.dumps(BACKENDS), encoding="utf-8")
 
 
 class TorchDistWriter:
@@ -72,65 +135,70 @@ class TorchDistWriter:
     `digests` then has the xxh3_128 of every `.distcp` file, for the checksums.
     """
 
-    def __init__(self, folder: Path, file_bytes: int = DEFAULT_FILE_BYTES) -> None:
+    def __init__(self, folder: Path, file_bytes: int = DEFAULT_FILE_BYTES, first_file: int = 0) -> None:
         """`file_bytes`: a `.distcp` file that has grown past this is closed and the next begun."""
         self.folder = folder
         self.digests: dict[str, str] = {}
         self._file_bytes = file_bytes
-        self._file: _HashingFile | None = None
+        self._next_file = first_file
+        self._file: DistcpFile | None = None
         self._file_name = ""
-        self._tensors: dict[str, TensorStorageMetadata] = {}
-        self._objects: dict[str, BytesStorageMetadata] = {}
-        self._storage: dict[MetadataIndex, _StorageInfo] = {}
+        self._boxes: list[BoxPlace] = []
+        self.objects: dict[str, _StorageInfo] = {}
 
     def write(self, key: str, global_shape: Sequence[int], offset: Sequence[int], box: torch.Tensor) -> None:
         """Write one box of the global tensor `key`, beginning at `offset`; boxes of a tensor share one dtype."""
-        entry = self._tensors.setdefault(
-            key, TensorStorageMetadata(TensorProperties(dtype=box.dtype), torch.Size(global_shape), [])
-        )
-        if entry.properties.dtype != box.dtype or entry.size != torch.Size(global_shape):
-            raise ValueError(f"{key}: boxes of {entry.size} {entry.properties.dtype} and {global_shape} {box.dtype}")
-        box = box.detach().contiguous()
-        if box.untyped_storage().nbytes() != box.nbytes:
-            box = box.clone()  # torch.save would write the whole storage behind a view
-        info = self._append(box)
-        entry.chunks.append(ChunkStorageMetadata(torch.Size(offset), box.size()))
-        self._storage[MetadataIndex(key, offset)] = info
+        file = self._open_file()
+        start = file.position
+        if box.dtype in DTYPE_NAMES and box.nbytes <= MAX_TENSOR_BYTES:
+            file.begin(box.dtype, box.shape)
+            file.add(tensor_bytes(box))
+            file.end()
+        else:
+            _save(box.detach().clone(memory_format=torch.contiguous_format), file)
+        self._boxes.append(
+            BoxPlace(key, box.dtype, tuple(global_shape), tuple(offset), tuple(box.shape), self._file_name, start,
+                     file.position - start)
+        )  # fmt: skip
 
     def write_object(self, key: str, value: Any) -> None:
         """Write a megatron-core sharded object, `key` being its unique key (`NAME/shard_I_N`)."""
-        self._objects[key] = BytesStorageMetadata()
-        self._storage[MetadataIndex(key)] = self._append([value])
+        file = self._open_file()
+        start = file.position
+        _save([value], file)
+        self.objects[key] = _StorageInfo(self._file_name, start, file.position - start)
 
     def finish(self, common: Mapping[str, Any] | None = None) -> None:
         """Write `.metadata`, `common.pt` and `metadata.json`: the checkpoint can be loaded from here on."""
-        self._close_file()
-        metadata = Metadata(
-            state_dict_metadata={**self._tensors, **self._objects},
-            storage_data=self._storage,
-            storage_meta=StorageMeta(),
-            version=METADATA_VERSION,
-        )
-        with open(self.folder / ".metadata", "wb") as file:
-            pickle.dump(metadata, file)
-        torch.save(dict(common or {}), self.folder / "common.pt")
-        (self.folder / "metadata.json").write_text(json.dumps(BACKENDS), encoding="utf-8")
+        self.close()
+        write_metadata(self.folder, self._boxes, self.objects, common)
 
-    def _append(self, value: Any) -> _StorageInfo:
-        if self._file is not None and self._file.position >= self._file_bytes:
-            self._close_file()
-        if self._file is None:
-            self._file_name = f"__0_{len(self.digests)}.distcp"
-            self._file = _HashingFile(self.folder / self._file_name)
-        start = self._file.position
-        torch.save(value, self._file)
-        return _StorageInfo(self._file_name, start, self._file.position - start)
-
-    def _close_file(self) -> None:
+    def close(self) -> None:
+        """Close the file being written; `digests` has it then."""
         if self._file is not None:
-            self._file.close()
-            self.digests[self._file_name] = self._file.hexdigest()
+            self.digests[self._file_name] = self._file.close(flush=False)
             self._file = None
+
+    def _open_file(self) -> DistcpFile:
+        if self._file is not None and self._file.position >= self._file_bytes:
+            self.close()
+        if self._file is None:
+            self._file_name = distcp_name(self._next_file)
+            self._next_file += 1
+            self._file = DistcpFile(self.folder / self._file_name)
+        return self._file
+
+
+def distcp_name(number: int) -> str:
+    """The name of a checkpoint's n-th file of tensors, as one process of megatron-core names it."""
+    return f"__0_{number}.distcp"
+
+
+def _save(value: Any, file: HashedFile) -> None:
+    """`torch.save` to where the file is: small values, and tensors that `TensorArchive` is not for."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    file.write(buffer.getbuffer())
 
 
 @dataclass(frozen=True)
@@ -153,6 +221,7 @@ class TorchDistReader:
         self.objects: set[str] = set()
         self._chunks: dict[str, list[ChunkStorageMetadata]] = {}
         self._storage: dict[Any, Any] = metadata.storage_data or {}
+        self._located: dict[tuple[str, tuple[int, ...]], tuple[Path, StoredTensor] | None] = {}
         for key, entry in metadata.state_dict_metadata.items():
             if isinstance(entry, TensorStorageMetadata):
                 self.tensors[key] = TensorInfo(tuple(entry.size), entry.properties.dtype)
@@ -163,11 +232,13 @@ class TorchDistReader:
     def read(self, key: str, offset: Sequence[int] | None = None, shape: Sequence[int] | None = None) -> torch.Tensor:
         """The box of `key` that begins at `offset` and extends over `shape`; by default the whole tensor.
 
-        A box that is one chunk is returned as read; else the chunks that it overlaps are read one after another.
+        A box inside one chunk is returned as read; else the parts of the chunks that it overlaps, one after another.
         Raises `UserError` when the tensor is absent, too small for the box, or not wholly covered by chunks.
         """
         if key not in self.tensors:
-            raise UserError(f"{self.folder} has no tensor '{key}'; it is a checkpoint of another model or was cut short.")
+            raise UserError(
+                f"{self.folder} has no tensor '{key}'; it is a checkpoint of another model or was cut short."
+            )
         info = self.tensors[key]
         offset = tuple(offset) if offset is not None else (0,) * len(info.shape)
         shape = tuple(shape) if shape is not None else info.shape
@@ -184,29 +255,107 @@ class TorchDistReader:
             overlap = _overlap(offset, shape, chunk)
             if overlap is None:
                 continue
-            tensor = self._read_chunk(key, chunk)
-            if tuple(chunk.offsets) == offset and tuple(chunk.sizes) == shape:
-                return tensor
+            into, out_of = overlap
+            part = self._read_part(key, chunk, out_of)
+            if tuple(part.shape) == shape:
+                return part
             if result is None:
                 result = torch.empty(shape, dtype=info.dtype)
-            into, out_of = overlap
-            result[into] = tensor[out_of]
-            covered += result[into].numel()
-        expected = 1
-        for extent in shape:
-            expected *= extent
-        if result is None or covered != expected:
-            raise UserError(f"{self.folder}: {expected - covered} of {expected} values of '{key}' were never saved.")
+            result[into] = part
+            covered += part.numel()
+        if result is None or covered != prod(shape):
+            raise UserError(
+                f"{self.folder}: {prod(shape) - covered} of {prod(shape)} values of '{key}' were never saved."
+            )
         return result
 
-    def _read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
+    def stream(self, key: str, offset: Sequence[int], shape: Sequence[int], buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of a box in row order, in blocks that are each valid until the next.
+
+        A box that lies in one piece in its file is read straight into `buffer`; of any other, a few rows are put together
+        at a time. Raises as `read` does.
+        """
+        offset, shape = tuple(offset), tuple(shape)
+        loaded = False
+        for chunk in self._chunks.get(key, []):
+            overlap = _overlap(offset, shape, chunk)
+            if overlap is None:
+                continue
+            stored = self._locate(key, chunk)
+            loaded = loaded or stored is None
+            if stored is None or any(part != slice(0, size) for part, size in zip(overlap[0], shape, strict=True)):
+                continue
+            first, end = _flat_range(overlap[1], tuple(chunk.sizes))
+            if end - first != prod(shape):
+                break
+            path, place = stored
+            size = place.dtype.itemsize
+            with self._open(path) as file:
+                last = place.position + prod(place.shape) * size
+                yield from file.blocks(place.position + first * size, (end - first) * size, buffer, ahead=last)
+            return
+        if loaded:  # torch.load has a chunk whole or not at all
+            yield tensor_bytes(self.read(key, offset, shape))
+            return
+        axis = next((axis for axis, extent in enumerate(shape) if extent > 1), 0)
+        itemsize = self.tensors[key].dtype.itemsize if key in self.tensors else 1
+        step = max(1, _ASSEMBLED_BYTES // max(1, prod(shape[axis + 1 :]) * itemsize))
+        for begin in range(0, shape[axis] if shape else 1, step):
+            extent = min(step, shape[axis] - begin) if shape else 1
+            rows = self.read(
+                key,
+                (*offset[:axis], offset[axis] + begin, *offset[axis + 1 :]) if shape else offset,
+                (*shape[:axis], extent, *shape[axis + 1 :]) if shape else shape,
+            )
+            yield tensor_bytes(rows)
+
+    def _read_part(self, key: str, chunk: ChunkStorageMetadata, part: tuple[slice, ...]) -> torch.Tensor:
+        """A part of a chunk; from its place in the file no more is read than what lies between its first and last value."""
+        stored = self._locate(key, chunk)
+        if stored is None:
+            return self._load_chunk(key, chunk)[part]
+        path, place = stored
+        first, end = _flat_range(part, place.shape)
+        values = torch.empty(end - first, dtype=place.dtype)
+        size = place.dtype.itemsize
+        with self._open(path) as file:
+            for _ in file.blocks(place.position + first * size, (end - first) * size, tensor_bytes(values)):
+                pass  # one block: the tensor's own bytes are the buffer
+        strides = [prod(place.shape[axis + 1 :]) for axis in range(len(place.shape))]
+        return values.as_strided([there.stop - there.start for there in part], strides)
+
+    def _locate(self, key: str, chunk: ChunkStorageMetadata) -> tuple[Path, StoredTensor] | None:
+        """Where a chunk's bytes lie; None where only `torch.load` can tell."""
+        name = (key, tuple(chunk.offsets))
+        if name not in self._located:
+            path, info = self._place(key, chunk)
+            with self._open(path), open(path, "rb") as file:
+                stored = locate_tensor(file, info.offset, info.length)
+            expected = (self.tensors[key].dtype, tuple(chunk.sizes))
+            fits = stored is not None and (stored.dtype, stored.shape) == expected
+            self._located[name] = (path, stored) if stored is not None and fits else None
+        return self._located[name]
+
+    def _open(self, path: Path) -> SourceFile:
+        try:
+            return SourceFile(path)
+        except FileNotFoundError:
+            raise UserError(f"{self.folder} was cut short: {path.name} is missing.") from None
+        except OSError as error:
+            raise UserError(f"{path} can't be opened ({error.strerror}); copy it again.") from error
+
+    def _place(self, key: str, chunk: ChunkStorageMetadata) -> tuple[Path, Any]:
         info = self._storage.get(MetadataIndex(key, chunk.offsets))
         if info is None or getattr(info, "transform_descriptors", None):
             how = "is not located" if info is None else f"is stored through {info.transform_descriptors}"
             raise UserError(f"{self.folder}: part {list(chunk.offsets)} of '{key}' {how} by its .metadata.")
         if Path(info.relative_path).name != info.relative_path:
             raise UserError(f"{self.folder}: .metadata points outside the checkpoint, to '{info.relative_path}'.")
-        path = self.folder / info.relative_path
+        return self.folder / info.relative_path, info
+
+    def _load_chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
+        """A chunk as `torch.load` reads it, or its refusal."""
+        path, info = self._place(key, chunk)
         try:
             with open(path, "rb") as file:
                 file.seek(info.offset)
@@ -222,6 +371,14 @@ class TorchDistReader:
         if not isinstance(tensor, torch.Tensor) or tensor.size() != torch.Size(chunk.sizes):
             raise UserError(f"{path}: the bytes at {info.offset} are not the {list(chunk.sizes)} values of '{key}'.")
         return tensor.detach()
+
+
+def _flat_range(part: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, int]:
+    """From the first value of a part to behind its last, counting values of the whole in row order."""
+    first = end = 0
+    for there, size in zip(part, shape, strict=True):
+        first, end = first * size + there.start, end * size + there.stop - 1
+    return first, end + 1
 
 
 def _overlap(
@@ -245,7 +402,9 @@ def _check_backends(folder: Path) -> None:
         backends = json.loads(path.read_text(encoding="utf-8"))
         found = backends["sharded_backend"]
     except FileNotFoundError:
-        raise UserError(f"{folder} has no metadata.json, so it is no distributed checkpoint, or one cut short.") from None
+        raise UserError(
+            f"{folder} has no metadata.json, so it is no distributed checkpoint, or one cut short."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} does not name a checkpoint backend ({error!r}); copy the checkpoint again.") from error
     if found != BACKENDS["sharded_backend"]:

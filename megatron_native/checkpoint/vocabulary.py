@@ -33,6 +33,7 @@ from megatron_native.checkpoint.safetensors_files import (
     Shard,
     ShardWriter,
     TensorSpec,
+    tensor_bytes,
     tensor_digest,
 )
 from megatron_native.data.tokenizer_extension import (
@@ -223,7 +224,8 @@ def _write_weights(
                     tensor, tokens, size, settings.noise, (settings.noise_seed, ROW_TENSORS.index(name))
                 )
                 rows[name] = [tensor_digest(tensor[token.id]) for token in tokens]
-            writer.write(name, tensor)
+            writer.begin(specs[name])
+            writer.write(tensor_bytes(tensor))
         writer.finish()
     if (weights.folder / INDEX).is_file():
         index = json.loads((weights.folder / INDEX).read_text(encoding="utf-8"))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_native.errors import UserError
+from megatron_native.commands.sizes import add_workers, parse_size
 
 SUMMARY = """Write a checkpoint, imported or trained at whatever layout, as a Hugging Face folder.
 
-The checkpoint is all that is needed: no GPU, no source folder. An imported checkpoint comes back bit for bit."""
+The checkpoint is all that is needed: no GPU, no source folder. An imported checkpoint comes back bit for bit.
+What is broken off is taken up again by the same command."""
 
 EXAMPLES = """\
   megatron-native export-hf --checkpoint runs/phase1/checkpoints/step_00010000 --output export/phase1
   megatron-native export-hf --checkpoint CKPT --output DIR --dtype bfloat16 --max-shard-size 10GB"""
-
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "B": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="CKPT", help="checkpoint folder to read")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="Hugging Face folder to make")
     parser.add_argument(
-        "--dtype", metavar="DTYPE", help="float32, bfloat16, …: every tensor's dtype (default: the one it was imported in)"
+        "--dtype",
+        metavar="DTYPE",
+        help="float32, bfloat16, …: every tensor's dtype (default: the one it was imported in)",
     )
     parser.add_argument(
         "--verify", action="store_true",
@@ -32,19 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="size of a safetensors file, such as 5GB (the default)"
     )
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "5GB", "512MiB" or "1000000"; `UserError` for anything else."""
-    stripped = text.strip().upper()
-    for unit, factor in _UNITS.items():
-        number = stripped.removesuffix(unit)
-        if number != stripped or unit == "B":
-            try:
-                return int(float(number) * factor)
-            except ValueError:
-                continue
-    raise UserError(f"'{text}' is no size; write a number and a unit, such as 5GB or 512MiB.")
+    add_workers(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         max_shard_bytes=parse_size(arguments.max_shard_size),
         verify=arguments.verify,
+        workers=arguments.workers,
     )
     if result.skipped:
         print(f"{result.folder} was exported from this checkpoint already; nothing to do")

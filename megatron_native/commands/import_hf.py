@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_native.commands.sizes import add_workers, parse_size
 from megatron_native.errors import UserError
 
 SUMMARY = """Convert a Hugging Face folder (config.json, safetensors, tokenizer) to a Megatron distributed checkpoint.
 
 No bit of any weight changes; no GPU is needed. Tokenizer, configuration and the logits of fixed Arabic and English
-texts travel with the checkpoint, so that training, export and verification need nothing else."""
+texts travel with the checkpoint, so that training, export and verification need nothing else. What is broken off is taken
+up again by the same command."""
 
 EXAMPLES = """\
   megatron-native import-hf --hf models/Meta-Llama-3-8B --output checkpoints/llama3-8b
@@ -30,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="don't run the model through transformers (FP32, on the CPU; one layer at a time where memory is short) to record "
         "logits",
     )
+    parser.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="size of a file of tensors in the checkpoint, such as 1GB (default: 2GiB)",
+    )
+    add_workers(parser)
     new = parser.add_argument_group("new tokens")
     new.add_argument(
         "--add-tokens", type=Path, metavar="FILE",
@@ -63,7 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     elif arguments.fertility_sample is not None or arguments.token_noise:
         raise UserError("--fertility-sample and --token-noise are about new tokens; name them with --add-tokens FILE.")
-    result = import_hf(arguments.hf, arguments.output, reference_logits=arguments.reference_logits, add_tokens=new)
+    result = import_hf(
+        arguments.hf,
+        arguments.output,
+        reference_logits=arguments.reference_logits,
+        max_file_bytes=parse_size(arguments.max_shard_size) if arguments.max_shard_size else None,
+        workers=arguments.workers,
+        add_tokens=new,
+    )
     vocabulary = layout.read_json(result.checkpoint / VOCABULARY_FILE)
     if arguments.json:
         kept = {key: value for key, value in (vocabulary or {}).items() if key != "tokens"} or None

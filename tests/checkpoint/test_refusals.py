@@ -1,5 +1,6 @@
 """Damaged, hostile or mismatched input: one paragraph that names the culprit, and never a folder that looks whole."""
 
+import io
 import json
 import os
 import pickle
@@ -14,10 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.conversion import Conversion
 from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
+from megatron_native.checkpoint.import_tensors import convert, plan_import
+from megatron_native.checkpoint.safetensors_files import HfWeights
 from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
 from megatron_native.errors import UserError
+from megatron_native.models.families import model_pieces, read_hf_config, to_model_config
 from tests.checkpoint.test_round_trip import assert_same_bits, tensors_of
 from tests.tiny_models import make_tiny_model
 
@@ -70,7 +75,10 @@ def refused(action, *patterns: str) -> str:
     ("change", "named"),
     [
         (lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": torch.ones(16)}), "self_attn.q_norm.weight"),
-        (lambda t: t.update({"model.layers.4.input_layernorm.weight": torch.ones(128)}), "model.layers.4.input_layernorm"),
+        (
+            lambda t: t.update({"model.layers.4.input_layernorm.weight": torch.ones(128)}),
+            "model.layers.4.input_layernorm",
+        ),
         (lambda t: t.pop("model.layers.3.mlp.up_proj.weight"), "missing model.layers.3.mlp.up_proj.weight"),
         (lambda t: t.pop("lm_head.weight"), "missing lm_head.weight"),
         (lambda t: t.update({"model.norm.weight": torch.ones(64)}), "'model.norm.weight' has shape [64]"),
@@ -105,6 +113,64 @@ def test_a_damaged_shard_is_named(damage, source, tmp_path):
     content = shard.read_bytes()
     shard.write_bytes(content[:-100] if damage == "cut" else b"\xff" * 16 + content[16:])
     refused(lambda: import_hf(source, tmp_path / "out"), shard.name)
+
+
+def with_header(header: object, length: int | None = None, data: bytes = b"\0" * 8) -> bytes:
+    """A safetensors file of any header, however wrong."""
+    encoded = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return (len(encoded) if length is None else length).to_bytes(8, "little") + encoded + data
+
+
+def entry(*offsets: int, shape: tuple[int, ...] = (2,), dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x10",
+        with_header({"a": entry(0, 8)}, length=2**63),
+        with_header({"a": entry(0, 8)}, length=10**6),
+        with_header(b'{"a": '),
+        with_header(b"[1, 2, 3]"),
+        with_header({"a": entry(0, 8), "b": entry(4, 12)}, data=b"\0" * 12),
+        with_header({"a": entry(0, 8)}, data=b"\0" * 20),
+        with_header({"a": entry(0, 8, shape=(3,))}),
+        with_header({"a": entry(8, 0)}),
+        with_header({"a": entry(0, 8, shape=(-2,))}),
+        with_header({"a": entry(0, 8, dtype="F33")}),
+        with_header({"a": entry(0, 8, shape=(2**40, 2**40))}),
+    ],
+)
+def test_a_wrong_header_is_refused_with_the_file_named_and_nothing_made(content, source, tmp_path):
+    shard = sorted(source.glob("*.safetensors"))[0]
+    shard.write_bytes(content)
+    refused(lambda: import_hf(source, tmp_path / "out", reference_logits=False), shard.name)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"model_type": "gpt2"}, "gpt2"), ({"model_type": "qwen3"}, "missing"), ({"model_type": "qwen2"}, "missing")],
+)
+def test_weights_of_another_family_are_refused(change, named, source, tmp_path):
+    config = {**json.loads((source / "config.json").read_text()), **change}
+    (source / "config.json").write_text(json.dumps(config))
+    refused(lambda: import_hf(source, tmp_path / "out", reference_logits=False), named)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_shard_cut_short_while_it_is_read_leaves_nothing_that_looks_whole(source, tmp_path):
+    weights = HfWeights(source)
+    shard = weights.files[-1]
+    config = to_model_config(read_hf_config(source))
+    plans = plan_import(weights, model_pieces(config), 1 << 30)
+    os.truncate(shard, shard.stat().st_size - 1000)
+    with Conversion(tmp_path / "out", "import-hf", {}) as conversion:
+        refused(lambda: convert(conversion, weights, plans, 2), shard.name, "cut short")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "out.partial"]
+    refused(lambda: layout.check_complete(tmp_path / "out.partial"), "holds no checkpoint")
 
 
 def test_pickled_weights_are_refused_with_the_way_out(source, tmp_path):
@@ -168,7 +234,8 @@ def test_a_hostile_metadata_is_refused_by_name_and_never_run(checkpoint, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [("builtins", "eval"), ("torch", "load"), ("torch.serialization", "load"), ("torch", "hub.load")]
+    ("module", "name"),
+    [("builtins", "eval"), ("torch", "load"), ("torch.serialization", "load"), ("torch", "hub.load")],
 )
 def test_every_other_global_is_refused_too(module, name, checkpoint):
     payload = b"\x80\x04" + b"".join(
@@ -192,6 +259,22 @@ def test_metadata_that_points_outside_the_checkpoint_is_refused(checkpoint):
     (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
     reader = TorchDistReader(checkpoint)
     refused(lambda: reader.read("decoder.final_layernorm.weight"), "../../secret")
+
+
+def test_a_hostile_tensor_is_refused_and_never_run(checkpoint, tmp_path):
+    marker = tmp_path / "owned"
+    archive = io.BytesIO()
+    torch.save(Hostile(marker), archive)
+    metadata = pickle.loads((checkpoint / ".metadata").read_bytes())
+    info = next(info for index, info in metadata.storage_data.items() if index.fqn == "decoder.final_layernorm.weight")
+    path = checkpoint / info.relative_path
+    info.offset, info.length = path.stat().st_size, len(archive.getvalue())
+    with open(path, "ab") as file:
+        file.write(archive.getvalue())
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    layout.write_checksums(checkpoint)
+    refused(lambda: export_hf(checkpoint, tmp_path / "export"), path.name, "decoder.final_layernorm.weight")
+    assert not marker.exists() and not (tmp_path / "export").exists()
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "common.pt", "run/model.json", "run/checksums.json"])
@@ -247,6 +330,7 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 import megatron_native.checkpoint.{module} as module
+import megatron_native.checkpoint.torch_dist as torch_dist
 target, method = {target}, {method!r}
 original, calls = getattr(target, method), []
 def dying(*arguments, **keywords):
@@ -262,9 +346,9 @@ module.{module}(Path({source!r}), Path({output!r}), **{keywords})
 @pytest.mark.parametrize(
     ("module", "target", "method", "after"),
     [
-        ("import_hf", "module.TorchDistWriter", "write", 17),
+        ("import_hf", "torch_dist.DistcpFile", "end", 17),
         ("import_hf", "module.layout", "finish_partial", 1),
-        ("export_hf", "module.ShardWriter", "write", 23),
+        ("export_hf", "module.ShardWriter", "begin", 23),
         ("export_hf", "module.layout", "finish_partial", 1),
     ],
 )

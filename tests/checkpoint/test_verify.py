@@ -131,6 +131,6 @@ def test_the_commands_convert_verify_and_say_so(made, tmp_path, capsys):
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("512MiB", 2**29), ("1.5 kb", 1500), ("1000", 1000), ("7B", 7)])
 def test_sizes_are_read_with_their_units(text, size):
-    from megatron_native.commands.export_hf import parse_size
+    from megatron_native.commands.sizes import parse_size
 
     assert parse_size(text) == size
