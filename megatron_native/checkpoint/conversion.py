@@ -122,6 +122,10 @@ class Conversion:
         """Keep `value` as the record of `name`; with `bytes` in it, `name` is a file of that size, and it is on the disk."""
         write_json(self._records / f"{name}.json", value)
 
+    def distrust(self) -> None:
+        """Have the next conversion make every file anew: what is there was found to be wrong."""
+        (self._records / _IDENTITY).unlink(missing_ok=True)
+
     def finished_bytes(self) -> int:
         """Bytes of the files that have a record."""
         sizes = (self.record(path.name.removesuffix(".json")) for path in self._records.glob("*.json"))

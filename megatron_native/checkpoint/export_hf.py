@@ -189,7 +189,11 @@ def export_hf(
         _copy_companions(checkpoint, partial)
         main_dtype = dtype or _main_dtype(groups)
         write_json(partial / "config.json", export_config(weights.hf_config, weights.config, main_dtype))
-        describe_export(checkpoint, partial, verify)
+        try:
+            describe_export(checkpoint, partial, verify)
+        except UserError:
+            conversion.distrust()
+            raise
         written = {partial / shard.file: conversion.record(shard.file) for shard in shards}
         outputs = [
             {"path": path.name, **(written[path] or {})} if path in written else file_entry(path, partial)

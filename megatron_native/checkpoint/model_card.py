@@ -112,7 +112,7 @@ def _verified(checkpoint: Path, folder: Path) -> dict[str, Any]:
     if not result.passed:
         raise UserError(
             f"the export of {checkpoint} differs from it in {', '.join(result.different[:3]) or 'its settings or logits'}; "
-            "nothing was left at the output. Check the disk, and export again."
+            "nothing was left at the output. Check the disk, and export again: every file will be written anew."
         )
     write_json(folder / VERIFICATION, report)
     return report
@@ -264,7 +264,9 @@ def _licences(dataset: Mapping[str, Any]) -> str:
 def _checked(verification: Mapping[str, Any] | None) -> str:
     if verification is None:
         return f"## Verification\n\n{UNKNOWN.capitalize()}: the folder was not compared with its checkpoint when it was made."
-    lines = [f"All {verification['tensors']} tensors have the checkpoint's bits ({VERIFICATION})."]
+    changes = ", ".join(f"{count} × {change}" for change, count in verification["converted"].items())
+    converted = f", converted ({changes})" if changes else ""
+    lines = [f"All {verification['tensors']} tensors have the checkpoint's bits{converted} ({VERIFICATION})."]
     if (logits := verification["logits"]) is not None:
         lines.append(
             f"Logits under transformers against those recorded at import: largest |Δ| {logits['max_abs_difference']:.3g}, "

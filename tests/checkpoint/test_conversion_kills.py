@@ -11,8 +11,10 @@ import pytest
 from safetensors.torch import save_file
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.conversion import Conversion
 from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
+from megatron_native.manifest import file_digest, write_json
 from tests.checkpoint.test_refusals import refused
 from tests.checkpoint.test_round_trip import assert_same_bits, tensors_of
 from tests.tiny_models import make_tiny_model
@@ -118,6 +120,34 @@ def test_a_partial_folder_of_other_weights_or_settings_is_not_taken_up(made, tmp
     export_hf(out, tmp_path / "export")
     assert_same_bits(changed, tensors_of(tmp_path / "export"))
     layout.check_complete(out, full=True)
+
+
+def test_what_an_export_finds_wrong_is_not_taken_up_by_the_next(made, tmp_path):
+    out = tmp_path / "out"
+    keywords = {"verify": True, "max_shard_bytes": 100_000, "workers": 1}
+    export_hf(made[1], out, **keywords)
+    good = contents(out)
+    out.rename(layout.partial_path(out))
+    shards = sorted(path.name for path in layout.partial_path(out).glob("*.safetensors"))
+    parameters = {"dtype": None, "max_shard_bytes": 100_000, "verify": True}
+    checksums = file_digest(made[1] / layout.CHECKSUMS_FILE)
+    conversion = Conversion(
+        out, "export-hf", {"parameters": parameters, "checkpoint": str(made[1]), "checksums": checksums}
+    )
+    (records := layout.partial_path(out) / layout.FINISHED_FOLDER).mkdir()
+    write_json(records / "identity.json", conversion._identity)
+    for name in shards:
+        path = layout.partial_path(out) / name
+        conversion.finish_file(name, {"bytes": path.stat().st_size, "xxh3_128": file_digest(path)})
+    with open(path, "r+b") as file:  # of the last shard, after its record was written
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    refused(lambda: export_hf(made[1], out, **keywords), "differs from it in", "written anew")
+    assert not out.exists()
+    export_hf(made[1], out, **keywords)
+    assert {name: contents(out)[name] for name in shards} == {name: good[name] for name in shards}
 
 
 def test_two_conversions_to_one_output_do_not_mix(made, tmp_path):
