@@ -120,6 +120,10 @@ def adopt(checkpoint: Path, hf_folder: Path, output: Path, *, weights_only: bool
     }  # fmt: skip
     manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES, lineage=lineage)
     write_json(partial / layout.MANIFEST_FILE, manifest)
+    made: dict[str, Any] = {"by": STAGE, "iteration": lineage["iteration"], "weights_only": weights_only}
+    if elsewhere is not None:
+        made |= {"samples": elsewhere.samples, "tokens": elsewhere.tokens}
+    layout.write_lineage(partial, made)
     layout.write_checksums(partial, known=digests)
     layout.finish_partial(partial, output)
     return AdoptResult(output, source, tensors, total, linked, weights_only, elsewhere, skipped=False)

@@ -17,6 +17,7 @@ import torch
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.export_hf import CheckpointWeights
 from megatron_native.checkpoint.torch_dist import TorchDistWriter, read_common
+from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE
 from megatron_native.errors import UserError
 from megatron_native.manifest import already_done, build_manifest, file_entry, write_json
 from megatron_native.models.families import model_pieces
@@ -106,6 +107,7 @@ def average(
     sources = [CheckpointWeights(folder) for folder in folders]
     for other in sources[1:]:
         _refuse_other_model(sources[0], other)
+        _refuse_other_tokens(folders[0], other.checkpoint)
     pieces = model_pieces(sources[0].config)
     for source in sources:
         _refuse_missing(source, pieces)
@@ -144,6 +146,8 @@ def average(
     ]
     manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES, lineage=lineage)
     write_json(partial / layout.MANIFEST_FILE, manifest)
+    of = [{**part, "checkpoint": folder.name} for part, folder in zip(lineage, folders, strict=True)]
+    layout.write_lineage(partial, {"by": STAGE, "method": parameters["method"], "of": of}, folders[-1])
     layout.write_checksums(partial, known=writer.digests)
     layout.finish_partial(partial, output)
     return AverageResult(output, tuple(parts), masters, len(kinds), total, skipped=False)
@@ -178,6 +182,17 @@ def _refuse_other_model(first: CheckpointWeights, other: CheckpointWeights) -> N
                 f"{other.checkpoint} has {name} = {there[name]!r} and {first.checkpoint} {value!r} ({layout.MODEL_FILE}): an "
                 "average of different models is none. Give checkpoints of one model."
             )
+
+
+def _refuse_other_tokens(first: Path, other: Path) -> None:
+    """Rows of different tokens have no mean: compared are the tokens that imports added."""
+    added = [(layout.read_json(folder / VOCABULARY_FILE) or {}).get("tokens", []) for folder in (first, other)]
+    ids = [{token["id"]: token["bpe"] for token in tokens} for tokens in added]
+    if ids[0] != ids[1]:
+        raise UserError(
+            f"{other} has other new tokens than {first} ({VOCABULARY_FILE}: {len(ids[1])} and {len(ids[0])}): a row would be "
+            "the average of two words'. Give checkpoints of one extended vocabulary."
+        )
 
 
 def _refuse_missing(source: CheckpointWeights, pieces: Sequence[Piece]) -> None:

@@ -44,6 +44,7 @@ MANIFEST_FILE = f"{RUN}/manifest.json"
 LINEAGE_FILE = f"{RUN}/lineage.json"
 BASE_MODEL_FILE = f"{HF_FOLDER}/base_model.json"
 CHECKSUMS_FILE = f"{RUN}/checksums.json"
+LINEAGE_FORMAT = "megatron-native/lineage/1"
 CHECKSUMS_FORMAT = "megatron-native/checksums/1"
 TENSORS_FORMAT = "megatron-native/hf-tensors/1"
 FINISHED_FOLDER = ".finished"
@@ -191,6 +192,13 @@ def copy_run_files(source: Path, target: Path) -> None:
         elif there.exists():
             here.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(there, here)
+
+
+def write_lineage(target: Path, made: Mapping[str, Any], source: Path | None = None) -> None:
+    """Write `run/lineage.json` of a checkpoint that no run made: that of `source`, and what was `made` of it."""
+    known = (read_json(source / LINEAGE_FILE) if source is not None else None) or {}
+    lineage = {"format": LINEAGE_FORMAT, "runs": known.get("runs", []), "made": [*known.get("made", []), dict(made)]}
+    write_json(target / LINEAGE_FILE, lineage)
 
 
 def write_checksums(checkpoint: Path, known: Mapping[str, str] | None = None) -> None:

@@ -35,6 +35,10 @@ _ARABIC = """\
 _ARABIC_BASE = "وهو النموذج الأصلي «{base}» كما استُورد، من غير تدريب إضافي."
 _ARABIC_TRAINED = "وأصله النموذج «{base}»، وعدد خطوات تدريبه هنا {steps}."
 _ARABIC_FROM_NOTHING = "وعدد خطوات تدريبه هنا {steps}، ولم يُسجَّل النموذج الأصلي الذي بدأ منه التدريب."
+_ARABIC_ORIGIN = "وأصله النموذج «{base}»."
+_ARABIC_NO_BASE = "ولم يُسجَّل النموذج الأصلي."
+_ARABIC_AVERAGED = "وأوزانه متوسط أوزان عدة نقاط حفظ."
+_ARABIC_ADOPTED = "وقد سبق تدريبه بأداة Megatron-LM."
 _ARABIC_UNKNOWN = "ولم يُسجَّل أصله ولا تاريخ تدريبه."
 
 
@@ -140,18 +144,19 @@ def model_card(
         verification: the report of `verify-hf`, or None where there was none.
         chat_template: whether the tokenizer has one.
     """
-    base, runs = lineage["base"] or {}, lineage["runs"]
+    base, runs, made = lineage["base"] or {}, lineage["runs"], lineage.get("made", [])
     sections = [
         _front(base),
         "# Model card",
-        _ARABIC.format(origin=_arabic_origin(base, runs)),
+        _ARABIC.format(origin=_arabic_origin(base, runs, made)),
         _summary(base, config, runs),
     ]
     if lineage["vocabulary"]:
         sections.append(_vocabulary(lineage["vocabulary"]))
-    sections += [_run(run) for run in runs] or [
-        "## Training\n\nNone recorded: the weights are those that were imported."
-    ]
+    if not runs:
+        said = "None recorded" + ("." if made else ": the weights are those that were imported.")
+        sections.append(f"## Training\n\n{said}")
+    sections += [*map(_run, runs), *map(_made, made)]
     sections += [_checked(verification), _use(chat_template)]
     return "\n\n".join(sections) + "\n"
 
@@ -168,11 +173,27 @@ def _front(base: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(fields, allow_unicode=True, sort_keys=False)}---"
 
 
-def _arabic_origin(base: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+def _arabic_origin(
+    base: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]
+) -> str:
     steps = runs[-1]["steps"] if runs else 0
     if base.get("name"):
-        return (_ARABIC_TRAINED if steps else _ARABIC_BASE).format(base=base["name"], steps=steps)
-    return _ARABIC_FROM_NOTHING.format(steps=steps) if steps else _ARABIC_UNKNOWN
+        said = _ARABIC_TRAINED if steps else _ARABIC_ORIGIN if made else _ARABIC_BASE
+    else:
+        said = _ARABIC_FROM_NOTHING if steps else _ARABIC_NO_BASE if made else _ARABIC_UNKNOWN
+    sentences = {_ARABIC_AVERAGED if one["by"] == "average" else _ARABIC_ADOPTED: None for one in made}
+    return " ".join([said.format(base=base.get("name"), steps=steps), *sentences])
+
+
+def _made(made: Mapping[str, Any]) -> str:
+    if made["by"] == "average":
+        rows = [(one["checkpoint"], one.get("step"), f"{one['share']:.4f}", one["averaged"]) for one in made["of"]]
+        return f"## Average ({made['method']})\n\n" + _table(("checkpoint", "step", "share", "averaged"), rows)
+    figures = [
+        ("iteration of Megatron-LM", made["iteration"]), ("samples", made.get("samples")), ("tokens", made.get("tokens")),
+        ("optimizer", "left behind" if made["weights_only"] else "came along"),
+    ]  # fmt: skip
+    return "## Adopted from Megatron-LM\n\n" + _table(("", ""), figures)
 
 
 def _summary(base: Mapping[str, Any], config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:

@@ -3,9 +3,11 @@
     {"format", "runs": [{"name", "seed", "began_from", "phases", "steps", "consumed_samples", "consumed_tokens", "passed_over",
                          "not_learned", "datasets": {name: {"documents", "tokens", "digest", "manifests"}},
                          "evaluation": {"step", "sets": {name: bits per byte}} or null,
-                         "commit", "modified", "software", "saved"}]}
+                         "commit", "modified", "software", "saved"}],
+     "made": [{"by": "average" or "adopt", …}]}
 
-One entry a run: a run that begins with another's checkpoint continues that one's list. Paths are left out but for a last name.
+One entry a run: a run that begins with another's checkpoint continues that one's list. What `average` and `adopt` made before
+it stands under `made`, where there is any. Paths are left out but for a last name.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from megatron_native.data.trace import lineage
 from megatron_native.manifest import file_digest, software_versions, source_commit
 from megatron_native.training.course import Course
 
-FORMAT = "megatron-native/lineage/1"
+FORMAT = layout.LINEAGE_FORMAT
 PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "numpy")
 _KEPT = ("stage", "created", "parameters_hash", "prompt_hash", "worker", "licence", "licences")
 
@@ -40,6 +42,7 @@ class RunLineage:
         self.run = run
         known = layout.read_json(began_from / layout.LINEAGE_FILE) if began_from is not None else None
         self._before: list[dict[str, Any]] = list((known or {}).get("runs", []))
+        self._made: list[dict[str, Any]] = list((known or {}).get("made", []))
         origin = run.model.checkpoint or run.model.branch_from
         self._origin = origin.name if origin is not None else None
         self._evaluation: dict[str, Any] | None = None
@@ -76,7 +79,10 @@ class RunLineage:
             "evaluation": self._evaluation, **self._commit, "software": self._software,
             "saved": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        return json.dumps({"format": FORMAT, "runs": [*self._before, entry]}, ensure_ascii=False, indent=2) + "\n"
+        value: dict[str, Any] = {"format": FORMAT, "runs": [*self._before, entry]}
+        if self._made:
+            value["made"] = self._made
+        return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
     def _dataset(self, name: str, record: DatasetRecord) -> dict[str, Any]:
         if name not in self._manifests:

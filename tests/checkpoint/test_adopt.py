@@ -113,6 +113,9 @@ def test_the_export_has_no_padding(folder, tmp_path, weights_only):
     gate_up = saved.read("decoder.layers.mlp.linear_fc1.weight")[2]
     assert torch.equal(exported["model.layers.2.mlp.gate_proj.weight"], gate_up[: len(gate_up) // 2])
     assert torch.equal(exported["model.layers.2.mlp.up_proj.weight"], gate_up[len(gate_up) // 2 :])
+    card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    assert "| iteration of Megatron-LM | 1 |" in card and "those that were imported" not in card
+    assert ("| tokens | 64 |" in card) != weights_only
     assert (tmp_path / "export" / "tokenizer.json").read_bytes() == (folder / "hf" / "tokenizer.json").read_bytes()
     if weights_only:
         assert not any("optimizer" in key for key in TorchDistReader(tmp_path / "adopted").tensors)

@@ -13,8 +13,10 @@ from megatron_native.checkpoint.average import average, shares
 from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.torch_dist import TorchDistReader, TorchDistWriter
+from megatron_native.checkpoint.vocabulary import ExtensionSettings
 from megatron_native.cli import main
 from megatron_native.errors import UserError
+from megatron_native.manifest import write_json
 from megatron_native.models.families import model_pieces
 from tests.tiny_models import make_tiny_model
 
@@ -110,6 +112,45 @@ def test_masters_are_averaged_where_there_are_any(three, tmp_path):
     ]
     assert not (tmp_path / "average" / layout.REFERENCE_LOGITS_FILE).exists()
     layout.check_complete(tmp_path / "average", full=True)
+
+
+def test_the_export_says_that_it_is_an_average_and_of_which_runs(three, tmp_path):
+    trained = [with_masters(tmp_path / f"step {seed}", three[0], seed) for seed in (1, 2)]
+    run = {
+        "name": "trunk", "seed": 1, "began_from": "a", "phases": [], "steps": 2, "consumed_samples": 4,
+        "consumed_tokens": 20, "passed_over": 0, "not_learned": 0, "datasets": {}, "evaluation": None, "commit": None,
+        "modified": False, "software": {}, "saved": "2026-01-01",
+    }  # fmt: skip
+    write_json(trained[1] / layout.LINEAGE_FILE, {"format": layout.LINEAGE_FORMAT, "runs": [run]})
+    layout.write_checksums(trained[1])
+    average(trained, tmp_path / "average", weights=[1, 3])
+    export_hf(tmp_path / "average", tmp_path / "export")
+    found = layout.read_json(tmp_path / "export" / "lineage.json")
+    assert [one["name"] for one in found["runs"]] == ["trunk"]
+    assert [(one["checkpoint"], one["step"], one["share"]) for one in found["made"][0]["of"]] == [
+        ("step 1", 1, 0.25),
+        ("step 2", 2, 0.75),
+    ]
+    card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    assert "| step 2 | 2 | 0.7500 | masters |" in card and "## Training: trunk" in card
+    assert "متوسط أوزان" in card and str(tmp_path) not in card
+    average([three[1], three[2]], tmp_path / "plain")
+    export_hf(tmp_path / "plain", tmp_path / "plain export")
+    card = (tmp_path / "plain export" / "README.md").read_text(encoding="utf-8")
+    assert "those that were imported" not in card and "من غير تدريب إضافي" not in card
+
+
+def test_other_new_tokens_have_no_average(three, tmp_path):
+    hf = three[0].with_name("a hf")
+    for name, words in (("one", " إلى\n"), ("two", " من\n"), ("same", " إلى\n")):
+        (tmp_path / f"{name}.txt").write_text(words, encoding="utf-8")
+        settings = ExtensionSettings(tmp_path / f"{name}.txt", noise=0.1, noise_seed=len(name))
+        import_hf(hf, tmp_path / name, reference_logits=False, add_tokens=settings)
+    sizes = {layout.read_model_config(tmp_path / name).vocab_size for name in ("one", "two", "same")}
+    assert len(sizes) == 1
+    with pytest.raises(UserError, match="other new tokens"):
+        average([tmp_path / "one", tmp_path / "two"], tmp_path / "average")
+    assert not average([tmp_path / "one", tmp_path / "same"], tmp_path / "average").skipped
 
 
 def test_equal_checkpoints_average_to_themselves(three, tmp_path):
