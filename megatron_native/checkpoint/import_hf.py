@@ -23,7 +23,7 @@ from megatron_native.checkpoint.vocabulary import FILE_NAME as VOCABULARY
 from megatron_native.checkpoint.vocabulary import ExtensionSettings, extended_folder
 from megatron_native.config.model import ModelConfig
 from megatron_native.errors import UserError
-from megatron_native.manifest import already_done, build_manifest, file_entry, write_json
+from megatron_native.manifest import already_done, build_manifest, file_digest, file_entry, write_json
 from megatron_native.models.families import model_pieces, read_hf_config, to_model_config
 from megatron_native.models.weight_map import Piece, extra_state_objects
 from megatron_native.progress import progress
@@ -213,11 +213,16 @@ def check_dtypes(weights: HfWeights, pieces: list[Piece]) -> None:
 
 
 def _identity(parameters: dict[str, Any], sources: list[Path]) -> dict[str, Any]:
-    """What a broken-off import must agree on to be taken up again; sizes and times stand for the contents."""
-    states = [(path, path.stat()) for path in sources]
+    """What a broken-off import must agree on to be taken up again; sizes and times stand for the contents.
+
+    Of an extended folder, which every run makes anew, the record of the new tokens counts by its contents.
+    """
+    states = [(path, path.stat()) for path in sources if path.name != VOCABULARY]
     return {
-        "parameters": parameters, "sources": [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
-    }  # fmt: skip
+        "parameters": parameters,
+        "sources": [[str(path), state.st_size, state.st_mtime_ns] for path, state in states],
+        "vocabulary": [file_digest(path) for path in sources if path.name == VOCABULARY],
+    }
 
 
 def _inputs(sources: list[Path], hf_folder: Path, workers: int) -> list[dict[str, Any]]:

@@ -13,7 +13,10 @@ the recorded logits are those of the extended model. What was added travels with
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +30,7 @@ import torch
 from torch import Tensor
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.disk_errors import said_of_disk
 from megatron_native.checkpoint.safetensors_files import (
     INDEX,
     HfWeights,
@@ -103,13 +107,30 @@ def extended_folder(hf_folder: Path, settings: ExtensionSettings, beside: Path) 
     """
     hf_folder = Path(hf_folder)
     folder = beside.with_name(beside.name + ".extended")
-    if folder.exists():
-        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
     try:
-        make_extended_folder(hf_folder, settings, folder)
-        yield folder
+        _lock_folder(lock, folder)
+        for left in folder.iterdir():  # by one that was killed
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        try:
+            with said_of_disk(f"the extended folder {folder}"):
+                make_extended_folder(hf_folder, settings, folder)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock_folder(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(
+                f"another import-hf is using {folder} right now; wait for it, or choose another output."
+            ) from None
 
 
 def make_extended_folder(hf_folder: Path, settings: ExtensionSettings, folder: Path) -> dict[str, Any]:
@@ -135,7 +156,7 @@ def make_extended_folder(hf_folder: Path, settings: ExtensionSettings, folder: P
             f"{hf_folder}: the tokenizer has ids up to {extension.first_id - 1}, and the embedding only {old_size} rows; the "
             "two don't belong together."
         )
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     new_size = max(old_size, extension.tokens[-1].id + 1)
     left_out = write_extension(hf_folder, folder, extension)
     _link_rest(hf_folder, folder, weights, {*left_out, "config.json"})
@@ -150,7 +171,14 @@ def make_extended_folder(hf_folder: Path, settings: ExtensionSettings, folder: P
     record = _record(hf_folder, extension, rows, tokens, settings, (old_size, new_size))
     record |= {"left_out": left_out, "fertility": sample, "dtype": weights.specs[EMBEDDING].dtype}
     write_json(folder / FILE_NAME, record)
+    for path in folder.iterdir():  # of the age of what they are made from, so that an import is taken up again
+        if not path.is_symlink() and (state := _state(hf_folder / path.name)) is not None:
+            os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     return record
+
+
+def _state(path: Path) -> os.stat_result | None:
+    return path.stat() if path.is_file() else None
 
 
 def _record(

@@ -15,7 +15,7 @@ from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.safetensors_files import HfWeights, tensor_digest
 from megatron_native.checkpoint.verify_hf import verify_hf
-from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE, ExtensionSettings
+from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE, ExtensionSettings, extended_folder
 from megatron_native.cli import main
 from megatron_native.errors import UserError
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
@@ -115,6 +115,45 @@ def test_no_folder_is_left_and_the_same_import_again_does_nothing(extended: Path
     other = write_list(extended.parent / "other.txt", [" كلمة"])
     with pytest.raises(UserError, match="was made with other settings or inputs"):
         import_hf(extended / "hf", extended / "imported", add_tokens=ExtensionSettings(other))
+
+
+def test_a_broken_off_import_is_taken_up_again_and_other_tokens_are_not(
+    extended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    settings = ExtensionSettings(extended / "tokens.txt")
+    keywords = {"reference_logits": False, "max_file_bytes": 60_000}
+
+    def break_off() -> dict[str, int]:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("megatron_native.checkpoint.import_hf.write_metadata", stop)
+            import_hf(extended / "hf", tmp_path / "out", add_tokens=settings, **keywords)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.partial"]
+        return {
+            path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial/.finished").glob("*.distcp.json")
+        }
+
+    kept = break_off()
+    (tmp_path / "out.extended").mkdir()  # as a kill leaves it
+    (tmp_path / "out.extended" / "config.json").write_text("{")
+    assert kept and break_off() == kept
+    other = ExtensionSettings(extended / "tokens.txt", noise=0.5)
+    import_hf(extended / "hf", tmp_path / "out", add_tokens=other, **keywords)
+    import_hf(extended / "hf", tmp_path / "anew", add_tokens=other, **keywords)
+    assert record(tmp_path / "out") == record(tmp_path / "anew")
+    for path in (tmp_path / "anew").glob("*.distcp"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_imports_do_not_take_each_others_extended_folder(extended: Path, tmp_path: Path) -> None:
+    settings = ExtensionSettings(extended / "tokens.txt")
+    with extended_folder(extended / "hf", settings, tmp_path / "out") as folder:
+        with pytest.raises(UserError, match="another import-hf is using"):
+            import_hf(extended / "hf", tmp_path / "out", add_tokens=settings)
+        assert (folder / "vocabulary.json").is_file()
+    assert not folder.exists()
 
 
 def test_unused_rows_are_taken_before_new_ones_are_made(tmp_path: Path) -> None:
