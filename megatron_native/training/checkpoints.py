@@ -384,6 +384,7 @@ def load_checkpoint(folder: Path, model: TrainableModel, reset_optimizer: bool =
 def _load_everything(folder: Path, model: TrainableModel, reader: TorchDistReader) -> None:
     state = sharded_state.model_state(model.modules)
     _require_keys(folder, state)
+    sharded_state.refuse_missing_groups(model.optimizer, read_common(folder).get("optimizer", {}), folder)
     sharded_state.prepare_torch_adam_for_loading(model.optimizer)
     flat = sharded_state.flat_model_state(state)
     with _short_collections():
@@ -394,6 +395,7 @@ def _load_everything(folder: Path, model: TrainableModel, reader: TorchDistReade
         state[sharded_state.RNG_KEY] = rng
     loaded = dist_checkpointing.load(state, str(folder))
     sharded_state.put_model_state(model.modules, loaded)
+    sharded_state.add_missing_groups(model.optimizer, loaded["optimizer"])
     model.optimizer.load_state_dict(loaded["optimizer"])
     sharded_state.separate_torch_adam_steps(model.optimizer)
     round_weights(model.configs.transformer, model.modules)

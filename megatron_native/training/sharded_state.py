@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import param_group_identifier_keys
 
+from megatron_native.errors import UserError
 from megatron_native.models.fp8_layers import without_foreign_states
 
 RNG_KEY = "rng_state"
@@ -47,6 +51,46 @@ def put_model_state(modules: Sequence[Any], loaded: dict[str, Any]) -> None:
         wrong = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]
         if wrong:
             raise RuntimeError(f"the model and its loaded state differ in {wrong}")
+
+
+def add_missing_groups(optimizer: Any, saved: dict[Any, Any]) -> None:
+    """Give what was `saved` of distributed optimizers every parameter group that this run's have.
+
+    megatron-core finds groups by their multipliers, so a learning rate of embeddings of their own
+    (`optimizer.embedding_lr_multiplier`) would end a run that goes on from a checkpoint without. Settings and step of a new
+    group are those of one with the same weight decay.
+    """
+    inners = getattr(optimizer, "chained_optimizers", [optimizer])
+    states = [saved] if len(inners) == 1 else [state for _, state in sorted(saved.items())]
+    for inner, state in zip(inners, states, strict=True):
+        if not isinstance(inner, DistributedOptimizer) or getattr(inner, "is_stub_optimizer", False):
+            continue
+        groups = state["optimizer"]["param_groups"]
+        for wanted in _missing_groups(inner, groups):
+            alike = next((one for one in groups if _group_identity(one)[0] == wanted[0]), groups[0])
+            groups.append({**alike, **dict(zip(param_group_identifier_keys, wanted, strict=True))})
+
+
+def refuse_missing_groups(optimizer: Any, saved: dict[Any, Any], folder: Path) -> None:
+    """Raise `UserError` where an optimizer that is not distributed has a parameter group that was not `saved`."""
+    groups = saved.get("optimizer", saved).get("param_groups")
+    inners = getattr(optimizer, "chained_optimizers", [optimizer])
+    if len(inners) != 1 or isinstance(inners[0], DistributedOptimizer) or not groups:
+        return
+    if _missing_groups(inners[0], groups):
+        raise UserError(
+            f"{folder} was saved with another optimizer.embedding_lr_multiplier, and an optimizer that is not distributed "
+            "can't go on with this one. Keep it as it was, or start from the weights alone (model.checkpoint)."
+        )
+
+
+def _missing_groups(inner: Any, groups: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    there = {_group_identity(group) for group in groups}
+    return [wanted for group in inner.optimizer.param_groups if (wanted := _group_identity(group)) not in there]
+
+
+def _group_identity(group: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(group.get(name, group.get(f"pre_{name}")) for name in param_group_identifier_keys)
 
 
 def prepare_torch_adam_for_loading(optimizer: Any) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from megatron_native.checkpoint.import_hf import import_hf
-from megatron_native.checkpoint.torch_dist import TorchDistReader
+from megatron_native.checkpoint.torch_dist import TorchDistReader, read_common
 from megatron_native.data.ledger import read_ledger
 from megatron_native.data.trace import Trace
+from megatron_native.errors import UserError
 from megatron_native.training.line_file import read_json_lines
+from megatron_native.training.sharded_state import refuse_missing_groups
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config, write_token_dataset
@@ -22,7 +25,14 @@ from tests.training.conftest import run_config, write_token_dataset
 TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 RAMP = [
     {"name": "ramp", "tokens": 700, "global_batch_size": 8, "batch_ramp": {"start": 4, "increment": 4, "tokens": 300}},
-    {"name": "long", "steps": 2, "seq_length": 64, "packing": "best_fit", "global_batch_size": 4, "rotary_base": 20000.0},
+    {
+        "name": "long",
+        "steps": 2,
+        "seq_length": 64,
+        "packing": "best_fit",
+        "global_batch_size": 4,
+        "rotary_base": 20000.0,
+    },
 ]
 ORDER_LAYOUTS: dict[str, tuple[int, dict[str, int], int]] = {
     "one": (1, {}, 1), "micro 2": (1, {}, 2), "DP2": (2, {}, 1), "DP2 micro 2": (2, {}, 2), "TP2": (2, {TP: 2}, 2),
@@ -132,6 +142,10 @@ def branches(imported: Path) -> Path:
         folder / "slow embeddings", imported / "imported", imported / "a", data=blend(imported, a=1),
         training={"steps": 2}, optimizer={"warmup_steps": 0, "embedding_lr_multiplier": 0.0},
     ))  # fmt: skip
+    jobs.append(run_config(
+        folder / "embeddings left", imported / "imported", imported / "a", data=blend(imported, a=1), model=origin,
+        training={"steps": 2}, optimizer={"warmup_steps": 0, "embedding_lr_multiplier": 0.0},
+    ))  # fmt: skip
     for stop, weights in ((3, {"a": 1}), (6, {"a": 1, "b": 3})):
         jobs.append(run_config(
             folder / "edited", imported / "imported", imported / "a", data=blend(imported, **weights),
@@ -139,6 +153,28 @@ def branches(imported: Path) -> Path:
         ))  # fmt: skip
     run_jobs(folder, 1, [{"train": {**job, "model": {k: v for k, v in job["model"].items() if v}}} for job in jobs])
     return folder
+
+
+def test_a_branch_may_give_embeddings_another_learning_rate(branches: Path) -> None:
+    before = TorchDistReader(branches / "trunk" / "checkpoints" / "step_00000004")
+    last = branches / "embeddings left" / "checkpoints" / "step_00000006"
+    after = TorchDistReader(last)
+    weights = {key for key in before.tensors if not key.startswith("optimizer.")}
+    changed = {key for key in weights if not torch.equal(before.read(key), after.read(key))}
+    assert changed == weights - {"embedding.word_embeddings.weight", "output_layer.weight"}
+    groups = read_common(last)["optimizer"]["optimizer"]["param_groups"]
+    assert {float(group["step"]) for group in groups} == {6.0}
+
+
+def test_an_optimizer_that_is_not_distributed_refuses_another_learning_rate_of_embeddings() -> None:
+    def group(lr_mult: float) -> dict[str, Any]:
+        return {"wd_mult": 1.0, "lr_mult": lr_mult, "is_expert_parallel": False, "is_decoupled_lr": False}
+
+    parameters = [{"params": [torch.zeros(1)], **group(1.0)}, {"params": [torch.zeros(1)], **group(0.5)}]
+    optimizer = SimpleNamespace(optimizer=torch.optim.AdamW(parameters))
+    with pytest.raises(UserError, match=r"step_00000002 was saved with another optimizer\.embedding_lr_multiplier"):
+        refuse_missing_groups(optimizer, {"param_groups": [group(1.0)]}, Path("step_00000002"))
+    refuse_missing_groups(optimizer, {"optimizer": {"param_groups": [group(0.5), group(1.0)]}}, Path("step_00000002"))
 
 
 def test_several_anneals_branch_off_one_trunk(branches: Path) -> None:
@@ -165,7 +201,10 @@ def test_embeddings_have_a_learning_rate_of_their_own(branches: Path, imported: 
 
 def test_an_edited_blend_begins_with_the_next_step(branches: Path) -> None:
     ledger = read_ledger(branches / "edited")
-    assert [(segment.first_step, segment.weights) for segment in ledger.segments] == [(1, {"a": 1}), (4, {"a": 1, "b": 3})]
+    assert [(segment.first_step, segment.weights) for segment in ledger.segments] == [
+        (1, {"a": 1}),
+        (4, {"a": 1, "b": 3}),
+    ]
     assert ledger.segments[1].taken["a"][0].sequences == 24
     trace = Trace(branches / "edited")
     assert {piece.dataset for step in (1, 2, 3) for piece in trace.step(step)} == {"a"}
