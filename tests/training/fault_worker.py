@@ -58,6 +58,7 @@ def train(mode: str, run_dir: Path) -> int:
     start = last_step(run_dir)
     dist.barrier()
     with StopRequest() as stop, contextlib.ExitStack() as files:
+        files.callback(dist.destroy_process_group)  # as the trainer's rank does: gloo's threads would abort a process that ends
         if rank == 0:
             metrics = files.enter_context(open(run_dir / "metrics.jsonl", "a", encoding="utf-8"))
         for step in range(start + 1, LAST_STEP + 1 if not mode.startswith("stop") else sys.maxsize):

@@ -52,7 +52,7 @@ def start(folder: Path, mode: str) -> list[subprocess.Popen[str]]:
 
 def test_nodes_train_together_to_the_end(tmp_path: Path) -> None:
     ended = [finish(node) for node in start(tmp_path, "well")]
-    assert [code for code, _ in ended] == [0, 0], ended
+    assert [code for code, _ in ended] == [0, 0], "\n".join(said for _, said in ended)
     assert last_step(tmp_path / "run") == 8
     assert [(outcome.node_rank, outcome.state) for outcome in read_outcomes(tmp_path / "logs")] == [
         (0, "done"),
@@ -65,7 +65,7 @@ def test_a_stop_of_one_node_saves_and_stops_all(tmp_path: Path) -> None:
     wait_until(lambda: last_step(tmp_path / "run") > 3, nodes[0])
     nodes[1].send_signal(signal.SIGUSR1)
     ended = [finish(node) for node in nodes]
-    assert [code for code, _ in ended] == [75, 75], ended
+    assert [code for code, _ in ended] == [75, 75], "\n".join(said for _, said in ended)
     assert [outcome.state for outcome in read_outcomes(tmp_path / "logs")] == ["requeue", "requeue"]
     assert (tmp_path / "run" / "saved.0").read_text() == "None 0"  # the signal came to the other node's rank
     assert (tmp_path / "run" / "saved.1").read_text() == "SIGUSR1 0"
@@ -73,7 +73,7 @@ def test_a_stop_of_one_node_saves_and_stops_all(tmp_path: Path) -> None:
 
 def test_the_first_death_is_told_apart_from_those_that_follow(tmp_path: Path) -> None:
     ended = [finish(node) for node in start(tmp_path, "exception")]
-    assert [code for code, _ in ended] == [1, 1], ended
+    assert [code for code, _ in ended] == [1, 1], "\n".join(said for _, said in ended)
     first, second = sorted(read_outcomes(tmp_path / "logs"), key=lambda outcome: outcome.time)
     assert (first.state, first.deaths) == ("failed", [{"rank": 1, "exit_code": 1}])
     assert second.deaths[0]["rank"] == 0
