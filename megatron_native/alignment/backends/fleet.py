@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -119,8 +119,13 @@ class Fleet:
         for endpoint in self.endpoints:
             await endpoint.client.close()
 
-    async def ask(self, body: dict[str, Any], ticket: Ticket) -> Outcome:
+    async def ask(self, body: dict[str, Any], ticket: Ticket, keep: Callable[[Outcome], Awaitable[None]]) -> Outcome:
         """Wait for a place, send the request once, and book what came of it.
+
+        Args:
+            body: the request.
+            ticket: its claim to a place.
+            keep: puts what came of it on disk. The place is held until then, so that a kill loses no more than was in flight.
 
         Raises:
             StoppedError: nothing is sent any more.
@@ -140,11 +145,13 @@ class Fleet:
         outcome: Outcome | None = None
         try:
             outcome = await endpoint.client.ask(body, ticket.worst)
+            await keep(outcome)
         finally:  # an attempt that was cancelled may cost, too
             self._give_back(endpoint, ticket)
             if outcome is None or outcome.may_cost:
                 self._account.assume(ticket.worst)
-        self._book(endpoint, ticket, outcome)
+            if outcome is not None:
+                self._book(endpoint, ticket, outcome)
         ticket.avoid = endpoint
         self._dispatch()
         return outcome

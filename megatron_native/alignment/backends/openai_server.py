@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -215,11 +216,12 @@ class OpenAIBackend:
         avoid, tries = None, 0
         while True:
             ticket = Ticket(worst, avoid)
-            outcome = await self._fleet.ask(body, ticket)
+            outcome = await self._fleet.ask(body, ticket, partial(self._keep, digest, worst))
             if outcome.answer is not None:
-                return await self._keep(request, digest, outcome, outcome.answer, others)
-            if outcome.may_cost and self._journal is not None:
-                await self._record(self._journal.record_assumed, self.model, worst)
+                self.reported[outcome.reported] += 1
+                if others is not None:
+                    others.set_result(outcome.answer)
+                return outcome.answer.answer(request.key)
             if outcome.fate == "rejected":
                 return Answer(request.key, None, "error", error=outcome.error)
             avoid = ticket.avoid
@@ -228,20 +230,18 @@ class OpenAIBackend:
                 return Answer(request.key, None, "error", error=f"{outcome.error} (after {tries} attempts)")
             await self._fleet.rest(max(tries, 1))
 
-    async def _keep(
-        self, request: Request, digest: str, outcome: Outcome, paid: PaidAnswer,
-        others: asyncio.Future[PaidAnswer | None] | None,
-    ) -> Answer:  # fmt: skip
+    async def _keep(self, digest: str, worst: tuple[int, int], outcome: Outcome) -> None:
+        """Put into the journal, where there is one, what an attempt has cost."""
         assert self._fleet is not None
-        self.reported[outcome.reported] += 1
-        if self._journal is not None:
+        if self._journal is None:
+            return
+        if outcome.answer is not None:
             try:
-                await self._record(self._journal.record, digest, self.model, paid)
+                await self._record(self._journal.record, digest, self.model, outcome.answer)
             except Exception as error:  # it is paid: the caller gets it, and no more is sent
                 self._fleet.stop(error)
-        if others is not None:
-            others.set_result(paid)
-        return paid.answer(request.key)
+        elif outcome.may_cost:
+            await self._record(self._journal.record_assumed, self.model, worst)
 
     async def _record(self, write: Any, *arguments: Any) -> None:
         """On disk even where the caller leaves meanwhile."""

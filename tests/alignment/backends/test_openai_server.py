@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_native.alignment.backends.answer_journal import AnswerJournal, PaidAnswer
 from megatron_native.alignment.backends.backend import Answer, BackendDownError, Request
 from megatron_native.alignment.backends.openai_server import OpenAIBackend
 from megatron_native.alignment.backends.server_settings import ServerSettings
@@ -65,6 +66,23 @@ def test_a_fault_is_retried_until_the_answer_comes(fault: str, connect: Open) ->
     paid_once(server, 6)
     assert set(server.ledger.attempts.values()) == {3}
     assert backend.spending.failed_attempts == 12
+
+
+def test_no_more_than_is_in_flight_waits_for_the_disk(tmp_path: Path, connect: Open) -> None:
+    """A kill loses what was in flight, also where the disk is slower than the server."""
+    waiting = []
+
+    class SlowJournal(AnswerJournal):
+        def record(self, digest: str, model: str, answer: PaidAnswer) -> None:
+            time.sleep(0.03)
+            waiting.append(sum(server.ledger.paid.values()) - len(self))
+            super().record(digest, model, answer)
+
+    requests = make_requests(20)
+    with FaultyServer() as server, SlowJournal(tmp_path / "paid.jsonl") as journal:
+        check(requests, list(connect(server, journal=journal, concurrency=3).answers(requests)))
+    paid_once(server, 20)
+    assert len(waiting) == 20 and max(waiting) <= 3, waiting
 
 
 def test_an_attempt_without_an_answer_in_time_is_made_again(connect: Open) -> None:
