@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
+import itertools
 import json
 import os
 import sys
@@ -34,7 +35,8 @@ class Watchdog:
     """Watches one rank, from `start` to `close`.
 
     Args:
-        run_dir: the run folder; reports go to `logs/stall/step_XXXXXXXX/`.
+        run_dir: the run folder; reports go to `logs/stall/step_XXXXXXXX/`, or to `step_XXXXXXXX.2/` and so on where an
+            earlier attempt stalled in the same step.
         rank: this process.
         world_size: of how many.
         stall_seconds: how long the main thread may be silent.
@@ -136,7 +138,7 @@ class Watchdog:
         step, activity, since = self._at
         stack = describe_stack(self._main)
         called = self._called()
-        folder = called or self.folder / f"step_{step:08d}"
+        folder = called or self._folder_of(step)
         folder.mkdir(parents=True, exist_ok=True)
         now = time.time()
         report = RankReport(
@@ -145,19 +147,19 @@ class Watchdog:
         )  # fmt: skip
         text = f"{report.headline()}\n\n{stack.text}\n{_faulthandler_text()}"
         (folder / f"rank_{self.rank:04d}.txt").write_text(text, encoding="utf-8")
-        _write_json(folder / f"rank_{self.rank:04d}.json", vars(report))
+        self._write_json(folder / f"rank_{self.rank:04d}.json", vars(report))
         if called is None:
-            self._remove_old_reports(folder)
-            _write_json(self.folder / _CALL, {"folder": folder.name, "time": now, "attempt": self._attempt})
+            self._write_json(self.folder / _CALL, {"folder": folder.name, "time": now, "attempt": self._attempt})
         return folder
 
-    def _remove_old_reports(self, folder: Path) -> None:
-        """An earlier attempt may have stalled in the same step."""
-        for path in folder.glob("rank_*.json"):
-            record = _read_json(path)
-            if record is not None and not self._is_fresh(record):
-                path.with_suffix(".txt").unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+    def _folder_of(self, step: int) -> Path:
+        """The first of the step's folders without reports of an earlier attempt: ranks that notice at once find the same."""
+        for number in itertools.count(1):
+            folder = self.folder / (f"step_{step:08d}" if number == 1 else f"step_{step:08d}.{number}")
+            records = map(_read_json, folder.glob("rank_*.json"))
+            if all(record is None or self._is_fresh(record) for record in records):
+                break
+        return folder
 
     def _collect(self, own_folder: Path) -> None:
         """Make the summary if this is the lowest rank that answers; otherwise wait until another has made it."""
@@ -187,6 +189,11 @@ class Watchdog:
             print(summary, file=sys.stderr, flush=True)
         else:
             self._on_stall(step, summary, {"reports": [vars(reports[rank]) for rank in sorted(reports)]})
+
+    def _write_json(self, path: Path, value: Mapping[str, Any]) -> None:
+        temporary = path.with_name(f"{path.name}.{self.rank}.partial")  # nodes share the folder, but not their pids
+        temporary.write_text(json.dumps(dict(value)), encoding="utf-8")
+        temporary.replace(path)
 
     def _reports(self) -> dict[int, RankReport]:
         """Reports of this attempt, by rank; ranks that noticed at once may have chosen different folders."""
@@ -224,9 +231,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(dict(value)), encoding="utf-8")
-    temporary.replace(path)

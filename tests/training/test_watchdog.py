@@ -90,9 +90,11 @@ def test_ranks_that_do_not_answer_are_named(tmp_path: Path) -> None:
     assert " in watch" in ranks.said(3)
 
 
-def stalled(tmp_path: Path, rank: int, world_size: int, codes: list[int], summaries: list[str]) -> Watchdog:
+def stalled(
+    tmp_path: Path, rank: int, world_size: int, codes: list[int], summaries: list[str], grace_seconds: float = 0.4
+) -> Watchdog:
     return Watchdog(
-        tmp_path, rank, world_size, stall_seconds=0.4, grace_seconds=0.4, end=codes.append,
+        tmp_path, rank, world_size, stall_seconds=0.4, grace_seconds=grace_seconds, end=codes.append,
         on_stall=lambda step, summary, details: summaries.append(summary),
     )  # fmt: skip
 
@@ -124,15 +126,22 @@ def test_reports_of_an_earlier_attempt_do_not_count(tmp_path: Path) -> None:
     summaries: list[str] = []
     for attempt in (1, 2):
         for rank in (0, 1):
-            stalled(tmp_path, rank, 2, codes, summaries).start()
+            stalled(tmp_path, rank, 2, codes, summaries, grace_seconds=60).start()
         wait_for(lambda ended=2 * attempt: len(codes) == ended)
     assert len(summaries) == 2
     assert all("2 of 2 rank(s) answered" in summary for summary in summaries)
+    folders = [tmp_path / "logs" / "stall" / name for name in ("step_00000000", "step_00000000.2", "step_00000000.3")]
+    first, second = (sorted((path.name, path.read_bytes()) for path in folder.iterdir()) for folder in folders[:2])
     with stalled(tmp_path, 0, 2, codes, summaries):
         wait_for(lambda: len(summaries) == 3)
     assert "rank 1 does not answer" in summaries[2]
-    folder = tmp_path / "logs" / "stall" / "step_00000000"
-    assert not (folder / "rank_0001.txt").exists()
+    assert str(folders[2]) in summaries[2]
+    assert (folders[2] / "rank_0000.txt").exists()
+    assert not (folders[2] / "rank_0001.txt").exists()
+    ranks = [f"rank_000{rank}.{kind}" for rank in (0, 1) for kind in ("json", "txt")]
+    for folder, files in zip(folders[:2], (first, second), strict=True):  # what an earlier attempt wrote stays to be read
+        assert [name for name, _ in files] == [*ranks, "summary.txt"]
+        assert sorted((path.name, path.read_bytes()) for path in folder.iterdir()) == files
 
 
 def test_a_report_is_asked_of_ranks_that_have_not_noticed_yet(tmp_path: Path) -> None:
