@@ -7,6 +7,7 @@ checkpoint is built beside its place and renamed there when whole. It exports, a
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -20,9 +21,10 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, StorageMeta
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.conversion import FREE_SPACE_MARGIN, Conversion
+from megatron_native.checkpoint.import_hf import carried_files, copy_carried_files
 from megatron_native.checkpoint.megatron_common import refuse_other_model
 from megatron_native.checkpoint.megatron_lm import STATES, MegatronLmCheckpoint, find_checkpoint
-from megatron_native.checkpoint.restricted_pickle import read_metadata
 from megatron_native.checkpoint.torch_dist import BACKENDS, METADATA_VERSION, TorchDistWriter
 from megatron_native.config.model import ModelConfig
 from megatron_native.data.ledger import Elsewhere, Ledger
@@ -36,7 +38,6 @@ STAGE = "adopt"
 PACKAGES = ("torch", "megatron-core")
 SHARDING = "fully_reshardable"
 _OBJECTS_FILE = "adopted_objects.distcp"
-_FREE_SPACE_MARGIN = 64 << 20
 _GROUP_IDENTITY = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
 """megatron-core finds a parameter group of a checkpoint by these."""
 
@@ -81,7 +82,7 @@ def adopt(checkpoint: Path, hf_folder: Path, output: Path, *, weights_only: bool
     refuse_other_model(old.arguments, config, source)
     elsewhere = None if weights_only else _elsewhere(old)
     groups = [] if weights_only else _parameter_groups(old, pieces)
-    carried = _carried_files(hf_folder)
+    carried = carried_files(hf_folder)
     parameters = {"weights_only": weights_only}
     described = [source / name for name in (".metadata", "common.pt", "metadata.json")]
     inputs = [file_entry(path, source) for path in described] + [file_entry(path, hf_folder) for path in carried]
@@ -91,42 +92,34 @@ def adopt(checkpoint: Path, hf_folder: Path, output: Path, *, weights_only: bool
     if already_done(output / layout.MANIFEST_FILE, STAGE, parameters, inputs):
         layout.check_complete(output)
         return result
-    layout.refuse_occupied(output, STAGE)
-    if not linked:
-        layout.check_free_space(output, total + _FREE_SPACE_MARGIN, "the checkpoint")
-
-    partial = layout.start_partial(output)
-    common = {} if elsewhere is None else _common(elsewhere, groups)
-    with progress("adopt", total=total, unit="B") as bar:
-        if linked:
-            digests = _link(source, old, pieces, partial, config, common, bar)
-        else:
-            digests = _rewrite(old, pieces, partial, config, common, weights_only, bar)
-    layout.write_model_config(partial, config)
-    for path in carried:
-        relative = path.relative_to(hf_folder)
-        folder = layout.TOKENIZER_FOLDER if layout.is_tokenizer_file(relative.parts[0]) else layout.HF_FOLDER
-        (partial / folder / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, partial / folder / relative)
-    if elsewhere is not None:
-        (partial / layout.RUN / "ledger.json").write_text(Ledger(0, elsewhere=elsewhere).dumps(), encoding="utf-8")
-    outputs = [
-        {"path": f"../{name}", "bytes": (partial / name).stat().st_size, "xxh3_128": digest}
-        for name, digest in sorted(digests.items())
-    ]
-    counts = {"read": tensors, "kept": tensors, "dropped": {}, "quarantined": {}, "bytes": total}
-    lineage = {
-        "source": str(source), "iteration": old.common.get("iteration"), "optimizer": old.optimizer_form, "linked": linked,
-    }  # fmt: skip
-    manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES, lineage=lineage)
-    write_json(partial / layout.MANIFEST_FILE, manifest)
-    made: dict[str, Any] = {"by": STAGE, "iteration": lineage["iteration"], "weights_only": weights_only}
-    if elsewhere is not None:
-        made |= {"samples": elsewhere.samples, "tokens": elsewhere.tokens}
-    layout.write_lineage(partial, made)
-    layout.write_checksums(partial, known=digests)
-    layout.finish_partial(partial, output)
-    return AdoptResult(output, source, tensors, total, linked, weights_only, elsewhere, skipped=False)
+    with Conversion(output, STAGE, what="the checkpoint", needed_bytes=None if linked else total) as conversion:
+        partial = conversion.partial
+        common = {} if elsewhere is None else _common(elsewhere, groups)
+        with progress("adopt", total=total, unit="B") as bar:
+            if linked:
+                digests = _link(old, pieces, partial, config, common, bar)
+            else:
+                digests = _rewrite(old, pieces, partial, config, common, weights_only, bar)
+        layout.write_model_config(partial, config)
+        copy_carried_files(hf_folder, partial, carried)
+        if elsewhere is not None:
+            (partial / layout.RUN / "ledger.json").write_text(Ledger(0, elsewhere=elsewhere).dumps(), encoding="utf-8")
+        outputs = [
+            {"path": f"../{name}", "bytes": (partial / name).stat().st_size, "xxh3_128": digest}
+            for name, digest in sorted(digests.items())
+        ]
+        counts = {"read": tensors, "kept": tensors, "dropped": {}, "quarantined": {}, "bytes": total}
+        iteration = old.common.get("iteration")
+        lineage = {"source": str(source), "iteration": iteration, "optimizer": old.optimizer_form, "linked": linked}
+        manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES, lineage=lineage)
+        write_json(partial / layout.MANIFEST_FILE, manifest)
+        made: dict[str, Any] = {"by": STAGE, "iteration": iteration, "weights_only": weights_only}
+        if elsewhere is not None:
+            made |= {"samples": elsewhere.samples, "tokens": elsewhere.tokens}
+        layout.write_lineage(partial, made)
+        layout.write_checksums(partial, known=digests)
+        conversion.finish()
+    return dataclasses.replace(result, skipped=False)
 
 
 def _elsewhere(old: MegatronLmCheckpoint) -> Elsewhere:
@@ -237,7 +230,6 @@ def _rewrite(
 
 
 def _link(
-    source: Path,
     old: MegatronLmCheckpoint,
     pieces: Sequence[Piece],
     partial: Path,
@@ -249,7 +241,7 @@ def _link(
 
     Random states and Transformer Engine's extra states, which loading would unpickle, stay behind.
     """
-    metadata = read_metadata(source / ".metadata")
+    source, metadata = old.folder, old.reader.metadata
     keys = {key for piece in pieces for key in (piece.key, *(f"optimizer.state.{s}.{piece.key}" for s in STATES))}
     entries = {key: entry for key, entry in metadata.state_dict_metadata.items() if key in keys}
     storage = {index: info for index, info in metadata.storage_data.items() if index.fqn in keys}
@@ -271,7 +263,7 @@ def _link(
             os.link(source / name, partial / name)
         except OSError:  # another disk, or files of another user
             if number == 0:
-                layout.check_free_space(partial, sum(sizes.values()) + _FREE_SPACE_MARGIN, "the checkpoint")
+                layout.check_free_space(partial, sum(sizes.values()) + FREE_SPACE_MARGIN, "the checkpoint")
             shutil.copyfile(source / name, partial / name)
         digests[name] = file_digest(partial / name)
         bar.advance(sizes[name])
@@ -286,12 +278,3 @@ def _link(
     torch.save(common, partial / "common.pt")
     write_json(partial / "metadata.json", BACKENDS)
     return digests
-
-
-def _carried_files(hf_folder: Path) -> list[Path]:
-    """config.json, generation_config.json and the tokenizer's files, folders of templates spelled out."""
-    carried: list[Path] = []
-    for path in sorted(hf_folder.iterdir()):
-        if path.name in ("config.json", layout.GENERATION_CONFIG) or layout.is_tokenizer_file(path.name):
-            carried += sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path]
-    return carried

@@ -6,20 +6,23 @@ of one checkpoint. The result holds weights only: it exports, is evaluated, and 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.conversion import Conversion
 from megatron_native.checkpoint.export_hf import CheckpointWeights
 from megatron_native.checkpoint.torch_dist import TorchDistWriter, read_common
 from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE
+from megatron_native.data.tokenizers import load_tokenizer
 from megatron_native.errors import UserError
-from megatron_native.manifest import already_done, build_manifest, file_entry, write_json
+from megatron_native.manifest import already_done, build_manifest, file_digest, file_entry, write_json
 from megatron_native.models.families import model_pieces
 from megatron_native.models.weight_map import Piece, extra_state_objects
 from megatron_native.progress import progress
@@ -29,7 +32,7 @@ PACKAGES = ("torch",)
 Method = Literal["uniform", "ema"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MASTER = "optimizer.state.param."
-_FREE_SPACE_MARGIN = 64 << 20
+_TOKENIZER_FORMS = {"tokenizer.json": "HuggingFaceTokenizer", "tokenizer.model": "SentencePieceTokenizer"}
 _BLOCK_VALUES = 1 << 24
 
 
@@ -108,6 +111,7 @@ def average(
     for other in sources[1:]:
         _refuse_other_model(sources[0], other)
         _refuse_other_tokens(folders[0], other.checkpoint)
+        _refuse_other_tokenizer(folders[0], other.checkpoint)
     pieces = model_pieces(sources[0].config)
     for source in sources:
         _refuse_missing(source, pieces)
@@ -117,40 +121,40 @@ def average(
     parameters = {"method": method if weights is None else "weights", "shares": parts, "dtype": dtype, "order": order}
     kinds = {piece.key: DTYPES[dtype] if dtype else sources[-1].stored_dtype(piece) for piece in pieces}
     total = sum(torch.Size(piece.shape).numel() * kinds[piece.key].itemsize for piece in pieces)
+    result = AverageResult(output, tuple(parts), masters, len(kinds), total, skipped=True)
     if already_done(output / layout.MANIFEST_FILE, STAGE, parameters, inputs):
         layout.check_complete(output)
-        return AverageResult(output, tuple(parts), masters, len(kinds), total, skipped=True)
-    layout.refuse_occupied(output, STAGE)
-    layout.check_free_space(output, total + _FREE_SPACE_MARGIN, "the average")
-
-    partial = layout.start_partial(output)
-    writer = TorchDistWriter(partial)
-    with progress("average", total=total, unit="B") as bar:
-        for piece in pieces:
-            box = _mean(piece, sources, masters, parts).to(kinds[piece.key])
-            writer.write(piece.key, piece.global_shape, piece.offset, box)
-            bar.advance(box.nbytes)
-    for name in extra_state_objects(sources[0].config):
-        writer.write_object(name, None)
-    writer.finish()
-    layout.copy_run_files(folders[-1], partial)
-    (partial / layout.REFERENCE_LOGITS_FILE).unlink(missing_ok=True)  # another model's by now
-    outputs = [
-        {"path": f"../{name}", "bytes": (partial / name).stat().st_size, "xxh3_128": digest}
-        for name, digest in writer.digests.items()
-    ]
-    counts = {"read": len(kinds), "kept": len(kinds), "dropped": {}, "quarantined": {}, "bytes": total}
-    lineage = [
-        {"checkpoint": str(folder), **_position(folder), "share": share, "averaged": "masters" if own else "weights"}
-        for folder, share, own in zip(folders, parts, masters, strict=True)
-    ]
-    manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES, lineage=lineage)
-    write_json(partial / layout.MANIFEST_FILE, manifest)
-    of = [{**part, "checkpoint": folder.name} for part, folder in zip(lineage, folders, strict=True)]
-    layout.write_lineage(partial, {"by": STAGE, "method": parameters["method"], "of": of}, folders[-1])
-    layout.write_checksums(partial, known=writer.digests)
-    layout.finish_partial(partial, output)
-    return AverageResult(output, tuple(parts), masters, len(kinds), total, skipped=False)
+        return result
+    with Conversion(output, STAGE, what="the average", needed_bytes=total) as conversion:
+        partial = conversion.partial
+        writer = TorchDistWriter(partial)
+        with progress("average", total=total, unit="B") as bar:
+            for piece in pieces:
+                box = _mean(piece, sources, masters, parts).to(kinds[piece.key])
+                writer.write(piece.key, piece.global_shape, piece.offset, box)
+                bar.advance(box.nbytes)
+        for name in extra_state_objects(sources[0].config):
+            writer.write_object(name, None)
+        writer.finish()
+        layout.copy_run_files(folders[-1], partial)
+        (partial / layout.REFERENCE_LOGITS_FILE).unlink(missing_ok=True)  # another model's by now
+        outputs = [
+            {"path": f"../{name}", "bytes": (partial / name).stat().st_size, "xxh3_128": digest}
+            for name, digest in writer.digests.items()
+        ]
+        kinds_averaged = ["masters" if own else "weights" for own in masters]
+        counts = {"read": len(kinds), "kept": len(kinds), "dropped": {}, "quarantined": {}, "bytes": total}
+        lineage = [
+            {"checkpoint": str(folder), **_position(folder), "share": share, "averaged": averaged}
+            for folder, share, averaged in zip(folders, parts, kinds_averaged, strict=True)
+        ]
+        manifest = build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES, lineage=lineage)
+        write_json(partial / layout.MANIFEST_FILE, manifest)
+        of = [{**part, "checkpoint": folder.name} for part, folder in zip(lineage, folders, strict=True)]
+        layout.write_lineage(partial, {"by": STAGE, "method": parameters["method"], "of": of}, folders[-1])
+        layout.write_checksums(partial, known=writer.digests)
+        conversion.finish()
+    return replace(result, skipped=False)
 
 
 def _mean(
@@ -193,6 +197,47 @@ def _refuse_other_tokens(first: Path, other: Path) -> None:
             f"{other} has other new tokens than {first} ({VOCABULARY_FILE}: {len(ids[1])} and {len(ids[0])}): a row would be "
             "the average of two words'. Give checkpoints of one extended vocabulary."
         )
+
+
+def _refuse_other_tokenizer(first: Path, other: Path) -> None:
+    """Refuse another tokenizer, which reads text into other rows; a checkpoint without one can't be compared."""
+    here, there = (_tokenizer_file(folder) for folder in (first, other))
+    if here is None or there is None or file_digest(here) == file_digest(there):
+        return
+    ours, theirs = (load_tokenizer(_TOKENIZER_FORMS[path.name], path) for path in (here, there))
+    if ours.name == theirs.name and ours.hash == theirs.hash:
+        return
+    both = range(min(ours.vocab_size, theirs.vocab_size))
+    at = next((index for index in both if ours.id_token(index) != theirs.id_token(index)), None)
+    if at is not None:
+        difference = f"id {at} is {theirs.id_token(at)!r} there and {ours.id_token(at)!r} here"
+    elif ours.name != theirs.name:
+        return  # the same tokens in another form of file
+    elif ours.vocab_size != theirs.vocab_size:
+        difference = f"{theirs.vocab_size:,} tokens there and {ours.vocab_size:,} here"
+    else:
+        difference = f"the same tokens, but {_differing_rules(here, there)} differ"
+    raise UserError(
+        f"{other} has another tokenizer than {first} ({layout.TOKENIZER_FOLDER}/{there.name}: {difference}): the same "
+        "text would be other rows, and what was learned of them has no mean. Give checkpoints of one tokenizer."
+    )
+
+
+def _tokenizer_file(checkpoint: Path) -> Path | None:
+    """What a checkpoint's tokenizer is read from; None where it has none, or one of a form that is not read here."""
+    paths = (checkpoint / layout.TOKENIZER_FOLDER / name for name in _TOKENIZER_FORMS)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _differing_rules(ours: Path, theirs: Path) -> str:
+    """The parts in which two tokenizers of the same tokens differ."""
+    if ours.suffix != ".json":
+        return "their scores or settings"
+    here, there = (json.loads(path.read_text(encoding="utf-8")) for path in (ours, theirs))
+    for content in (here, there):
+        content |= content.pop("model", {})
+    parts = (here | there).keys() - {"truncation", "padding"}
+    return ", ".join(sorted(part for part in parts if here.get(part) != there.get(part)))
 
 
 def _refuse_missing(source: CheckpointWeights, pieces: Sequence[Piece]) -> None:

@@ -1,8 +1,9 @@
 """The folder that a conversion builds: file by file, by several threads, and taken up again where it was broken off.
 
-Beside the output lies `OUTPUT.partial`. Each file finished there is on the disk before its record is written to
-`.finished/` with its digest; a rerun with the same inputs and parameters keeps what has a record and makes the rest.
-Parameters or inputs that differ begin anew. The rename to `OUTPUT` comes last, when everything is on the disk.
+Beside the output lies `OUTPUT.partial`, which one process at a time writes to. Each file finished there is on the disk
+before its record is written to `.finished/` with its digest; a rerun with the same inputs and parameters keeps what has a
+record and makes the rest. Parameters or inputs that differ begin anew, and so does what keeps no records. The rename to
+`OUTPUT` comes last, when everything is on the disk.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +25,7 @@ import xxhash
 
 from megatron_native import __version__
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.disk_errors import said_of_disk
 from megatron_native.errors import UserError
 from megatron_native.manifest import file_digest, write_json
 from megatron_native.progress import Progress
@@ -31,13 +34,10 @@ BLOCK_BYTES = 4 << 20
 """What is read, hashed and written at a time."""
 _AHEAD_BYTES = 32 << 20
 _WRITE_BACK_BYTES = 32 << 20
+FREE_SPACE_MARGIN = 64 << 20
+"""Room for what is not tensors."""
 _IDENTITY = "identity.json"
 _LOCK = "lock"
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "no file may be so large",
-}
 
 
 class ConversionStoppedError(Exception):
@@ -53,61 +53,97 @@ def check_workers(workers: int | None) -> int:
     return workers
 
 
+def lock(descriptor: int, busy: str) -> None:
+    """Lock a file or folder until its descriptor is closed; `UserError` with `busy` where another process has it.
+
+    On a file system without locks nothing happens.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(f"{busy}; wait for it, or choose another output.") from None
+
+
+def empty_folder(folder: Path, keep: str | None = None) -> None:
+    """Remove everything in a folder, but for what has the name `keep`."""
+    for path in folder.iterdir():
+        if path.name != keep:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 class Conversion:
     """An output under construction; a context that nobody else may enter at the same time."""
 
-    def __init__(self, output: Path, stage: str, identity: Mapping[str, Any]) -> None:
-        """`identity`: parameters and inputs as JSON; a partial folder of another identity is discarded on entering."""
-        self.output, self.stage = output, stage
+    def __init__(
+        self,
+        output: Path,
+        stage: str,
+        identity: Mapping[str, Any] | None = None,
+        *,
+        what: str = "the output",
+        needed_bytes: int | None = None,
+    ) -> None:
+        """Nothing is touched before the context is entered.
+
+        Args:
+            output: the folder, which must be empty or absent on entering.
+            stage: the command's name.
+            identity: parameters and inputs as JSON; a partial folder of another identity is discarded on entering, and
+                with None any.
+            what: what the output is, in messages.
+            needed_bytes: size of the output, for which there has to be room; None where it takes none.
+        """
+        self.output, self.stage, self._what, self._needed_bytes = output, stage, what, needed_bytes
         self.partial = layout.partial_path(output)
         self._records = self.partial / layout.FINISHED_FOLDER
-        self._identity = json.loads(json.dumps({"stage": stage, "version": __version__, **identity}))
-        self._lock = -1
+        self._identity: dict[str, Any] | None = None
+        if identity is not None:
+            self._identity = json.loads(json.dumps({"stage": stage, "version": __version__, **identity}))
+        self._left = ExitStack()
         self._stop = threading.Event()
         self._bar_lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._take()
-        if self._identity_there() != self._identity:
-            for path in self.partial.iterdir():
-                if path == self._records:
-                    continue
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            for record in self._records.iterdir():
-                if record.name != _LOCK:
-                    record.unlink()
-            write_json(self._records / _IDENTITY, self._identity)
+        """Raises `UserError` where the output is occupied, another process is at work on it, or there is too little room."""
+        kept = f"What is finished in {self.partial} is kept"
+        if self._identity is None:
+            kept = f"{self.partial} holds a part of it, which is of no use"
+        afterwards = f"{kept}: make room and run the same command again, or delete that folder."
+        with ExitStack() as entered:
+            entered.enter_context(said_of_disk(self._what, afterwards))
+            layout.refuse_occupied(self.output, self.stage)
+            if not self.partial.exists():
+                self._check_free_space()
+            self._records.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._records / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            entered.callback(os.close, descriptor)
+            lock(descriptor, f"another {self.stage} is writing to {self.partial} right now")
+            if self._identity is None or self._identity_there() != self._identity:
+                empty_folder(self.partial, keep=layout.FINISHED_FOLDER)
+                empty_folder(self._records, keep=_LOCK)
+                if self._identity is not None:
+                    write_json(self._records / _IDENTITY, self._identity)
+            self._check_free_space()
+            self._left = entered.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._lock)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise UserError(
-                f"{self.stage} stopped: {_FULL[error.errno]} ({error.strerror}) while writing to {self.partial}. What is "
-                "finished there is kept: make room and run the same command again, or delete that folder."
-            ) from error
-
-    def _take(self) -> None:
-        """Lock the partial folder, making it where there is none."""
-        self._records.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._records / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return  # a file system without locks
-            os.close(self._lock)
-            raise UserError(
-                f"another {self.stage} is writing to {self.partial} right now; wait for it, or choose another output."
-            ) from None
+        self._left.__exit__(kind, error, traceback)
 
     def _identity_there(self) -> Any:
         try:
             return json.loads((self._records / _IDENTITY).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
+
+    def _check_free_space(self) -> None:
+        """`UserError` where what is still to be written finds no room."""
+        if self._needed_bytes is not None:
+            needed = self._needed_bytes + FREE_SPACE_MARGIN - self._finished_bytes()
+            layout.check_free_space(self.output, needed, self._what)
 
     def record(self, name: str) -> dict[str, Any] | None:
         """What `finish_file` kept for the file `name`, where the file is still there in its size; else None."""
@@ -126,14 +162,10 @@ class Conversion:
         """Have the next conversion make every file anew: what is there was found to be wrong."""
         (self._records / _IDENTITY).unlink(missing_ok=True)
 
-    def finished_bytes(self) -> int:
+    def _finished_bytes(self) -> int:
         """Bytes of the files that have a record."""
         sizes = (self.record(path.name.removesuffix(".json")) for path in self._records.glob("*.json"))
         return sum(value.get("bytes", 0) for value in sizes if value)
-
-    def check_free_space(self, total_bytes: int, what: str) -> None:
-        """`UserError` where what is still to be written finds no room."""
-        layout.check_free_space(self.output, total_bytes - self.finished_bytes(), what)
 
     def run(self, tasks: Sequence[Callable[[], None]], workers: int) -> None:
         """Run tasks on `workers` threads; the first error stops the others and is raised."""

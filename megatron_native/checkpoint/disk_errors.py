@@ -7,10 +7,17 @@ from contextlib import contextmanager
 
 from megatron_native.errors import UserError
 
+NOTHING_LEFT = (
+    "Nothing is left under its name; free some space or choose an output on another disk, and give the command again."
+)
+
 
 @contextmanager
-def said_of_disk(what: str) -> Iterator[None]:
-    """Raise `UserError` for an `OSError` inside, or for a `RuntimeError` that follows one; `what` could not be made."""
+def said_of_disk(what: str, afterwards: str = NOTHING_LEFT) -> Iterator[None]:
+    """Raise `UserError` for an `OSError` inside, or for a `RuntimeError` that follows one: `what` could not be made.
+
+    `afterwards`: what is left of it, and what to do.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -19,7 +26,4 @@ def said_of_disk(what: str) -> Iterator[None]:
             refusal = refusal.__cause__ or refusal.__context__
         if refusal is None:
             raise
-        raise UserError(
-            f"{what} could not be made: {refusal}. Nothing is left under its name; free some space or choose an output on "
-            "another disk, and give the command again."
-        ) from error
+        raise UserError(f"{what} could not be made: {refusal}. {afterwards}") from error

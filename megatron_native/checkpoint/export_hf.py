@@ -19,8 +19,9 @@ import torch
 
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.conversion import Conversion, block_buffer, check_workers
-from megatron_native.checkpoint.model_card import describe_export
-from megatron_native.checkpoint.row_runs import box_rows_axis, tensor_runs
+from megatron_native.checkpoint.disk_errors import said_of_disk
+from megatron_native.checkpoint.model_card import CARD, VERIFICATION, describe_export, verify_export, write_card
+from megatron_native.checkpoint.row_runs import part_of_box, tensor_runs
 from megatron_native.checkpoint.safetensors_files import (
     CONFIG_DTYPES,
     DTYPE_NAMES,
@@ -33,9 +34,10 @@ from megatron_native.checkpoint.safetensors_files import (
     write_index,
 )
 from megatron_native.checkpoint.torch_dist import TorchDistReader
+from megatron_native.checkpoint.vocabulary import OUTPUT as TIED_OUTPUT
 from megatron_native.config.model import ModelConfig
 from megatron_native.errors import UserError
-from megatron_native.manifest import already_done, build_manifest, file_entry, write_json
+from megatron_native.manifest import already_done, build_manifest, file_entry, read_manifest, write_json
 from megatron_native.models.families import export_config, model_pieces
 from megatron_native.models.weight_map import Piece
 from megatron_native.progress import progress
@@ -44,10 +46,8 @@ STAGE = "export-hf"
 PACKAGES = ("torch", "safetensors")
 MANIFEST = "manifest.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
-TIED_OUTPUT = "lm_head.weight"
 EMBEDDING_KEY = "embedding.word_embeddings.weight"
 _NOT_WEIGHTS = re.compile(r"^(chained_\d+\.)?optimizer\.|_extra_state(/|$)|^(rng_state|rerun_state)")
-_FREE_SPACE_MARGIN = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class ExportResult:
     files: int
     skipped: bool
     """The folder was there already, made from the same checkpoint with the same settings."""
+    verified_in_place: bool = False
+    """It had been made without a verification, and has one now."""
 
 
 class CheckpointWeights:
@@ -103,9 +105,7 @@ class CheckpointWeights:
 
     def stream(self, piece: Piece, first: int, rows: int, dtype: torch.dtype) -> Iterator[memoryview]:
         """The bytes of rows of a piece's box in `dtype`, in blocks that are each valid until the next."""
-        axis = box_rows_axis(piece)
-        offset = (*piece.offset[:axis], piece.offset[axis] + first, *piece.offset[axis + 1 :])
-        shape = (*piece.shape[:axis], rows, *piece.shape[axis + 1 :])
+        offset, shape = part_of_box(piece, first, rows)
         stored = self.stored_dtype(piece)
         for block in self.reader.stream(piece.key, offset, shape, block_buffer()):
             yield block if dtype == stored else tensor_bytes(torch.frombuffer(block, dtype=stored).to(dtype))
@@ -142,13 +142,14 @@ def export_hf(
         max_shard_bytes: size of a safetensors file, above which another is begun.
         workers: threads, each of which writes a shard; as many as there are processors by default. The result is the
             same with any number.
-        verify: compare what was written with the checkpoint, and its logits with the recorded ones (`verification.json`).
+        verify: compare what was written with the checkpoint, and its logits with the recorded ones (`verification.json`);
+            an export that is there already is verified in its place.
 
     An export that was broken off is taken up again: shards that are finished in `OUTPUT.partial` are kept.
 
     Raises:
-        UserError: a damaged or incomplete checkpoint, an unknown dtype, too little disk, or an output that holds
-            something else.
+        UserError: a damaged or incomplete checkpoint, an unknown dtype, too little disk, an output that holds
+            something else, or one that does not pass its verification.
     """
     checkpoint, output = Path(checkpoint).absolute(), Path(output).absolute()
     workers = check_workers(workers)
@@ -162,19 +163,13 @@ def export_hf(
     tensors = sum(len(group) for group in groups)
     total = sum(spec.bytes for group in groups for spec in group)
     parameters: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": max_shard_bytes}
-    if verify:
-        parameters["verify"] = True
     inputs = [file_entry(checkpoint / layout.CHECKSUMS_FILE, checkpoint)]
     if already_done(output / MANIFEST, STAGE, parameters, inputs):
         layout.remove_records(output)
-        return ExportResult(output, tensors, total, len(shards), skipped=True)
-    layout.refuse_occupied(output, STAGE)
-    if not layout.partial_path(output).exists():
-        layout.check_free_space(output, total + _FREE_SPACE_MARGIN, "the export")
-
+        verified_now = verify and _verify_in_place(checkpoint, output)
+        return ExportResult(output, tensors, total, len(shards), skipped=True, verified_in_place=verified_now)
     identity = {"parameters": parameters, "checkpoint": str(checkpoint), "checksums": inputs[0]["xxh3_128"]}
-    with Conversion(output, STAGE, identity) as conversion:
-        conversion.check_free_space(total + _FREE_SPACE_MARGIN, "the export")
+    with Conversion(output, STAGE, identity, what="the export", needed_bytes=total) as conversion:
         partial = conversion.partial
         with progress("export", total=total, unit="B") as bar:
             write = functools.partial(
@@ -204,6 +199,27 @@ def export_hf(
         write_json(partial / MANIFEST, build_manifest(STAGE, parameters, inputs, outputs, counts, PACKAGES))
         conversion.finish()
     return ExportResult(output, tensors, total, len(shards), skipped=False)
+
+
+def _verify_in_place(checkpoint: Path, folder: Path) -> bool:
+    """Verify a finished export, unless that was done; whether it was done now. A card that someone has changed stays.
+
+    Its manifest is written last, so what is broken off is done again.
+    """
+    manifest = read_manifest(folder / MANIFEST)
+    assert manifest is not None
+    listed = {entry["path"]: entry for entry in manifest["outputs"]}
+    if VERIFICATION in listed:
+        return False
+    with said_of_disk("the report of the verification", "The export is as it was."):
+        report = verify_export(checkpoint, folder, f"delete {folder} and export again.")
+        written = [VERIFICATION]
+        if (folder / CARD).is_file() and file_entry(folder / CARD, folder) == listed.get(CARD):
+            write_card(checkpoint, folder, report)
+            written.append(CARD)
+        listed |= {name: file_entry(folder / name, folder) for name in written}
+        write_json(folder / MANIFEST, {**manifest, "outputs": [listed[name] for name in sorted(listed)]})
+    return True
 
 
 def _write_shard(

@@ -8,6 +8,7 @@ beside its place and renamed there when whole.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from megatron_native.checkpoint.model_card import base_model_record
 from megatron_native.checkpoint.reference_logits import record_reference_logits
 from megatron_native.checkpoint.safetensors_files import HfWeights, tensor_digest
 from megatron_native.checkpoint.torch_dist import DEFAULT_FILE_BYTES, TorchDistWriter, write_metadata
+from megatron_native.checkpoint.vocabulary import EMBEDDING, ExtensionSettings, carried_record, extended_folder
 from megatron_native.checkpoint.vocabulary import FILE_NAME as VOCABULARY
-from megatron_native.checkpoint.vocabulary import ExtensionSettings, extended_folder
+from megatron_native.checkpoint.vocabulary import OUTPUT as TIED_OUTPUT
 from megatron_native.config.model import ModelConfig
 from megatron_native.errors import UserError
 from megatron_native.manifest import already_done, build_manifest, file_digest, file_entry, write_json
@@ -32,9 +34,6 @@ STAGE = "import-hf"
 PACKAGES = ("torch", "megatron-core", "transformers", "safetensors")
 DERIVED_SUFFIX = ".rotary_emb.inv_freq"
 """LLaMA-2's folders carry the rotary frequencies as tensors; they follow from config.json and are not converted."""
-TIED_OUTPUT = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
-_FREE_SPACE_MARGIN = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def import_hf(
     pieces = model_pieces(config)
     tied_copy, derived = check_names(weights, pieces, config)
     check_dtypes(weights, pieces)
-    carried = _carried_files(hf_folder)
+    carried = carried_files(hf_folder)
     parameters: dict[str, Any] = {"reference_logits": reference_logits}
     if max_file_bytes is not None:
         parameters["max_file_bytes"] = max_file_bytes
@@ -102,13 +101,10 @@ def import_hf(
         layout.check_complete(output)
         layout.remove_records(output)
         return ImportResult(output, len(weights.specs), total, skipped=True)
-    layout.refuse_occupied(output, STAGE)
     plans = plan_import(weights, pieces, max_file_bytes or DEFAULT_FILE_BYTES)
     kept = total - sum(weights.specs[name].bytes for name in derived)
-    if not layout.partial_path(output).exists():
-        layout.check_free_space(output, kept + _FREE_SPACE_MARGIN, "the checkpoint")
-    with Conversion(output, STAGE, _identity(parameters, sources)) as conversion:
-        conversion.check_free_space(kept + _FREE_SPACE_MARGIN, "the checkpoint")
+    identity = _identity(parameters, sources)
+    with Conversion(output, STAGE, identity, what="the checkpoint", needed_bytes=kept) as conversion:
         partial = conversion.partial
         digests, tensors, shards = convert(conversion, weights, plans, workers)
         objects = TorchDistWriter(partial, first_file=len(digests))
@@ -124,7 +120,7 @@ def import_hf(
         if tied_copy:
             records[TIED_OUTPUT] = dict(records[EMBEDDING])
         layout.write_model_config(partial, config)
-        _copy_files(hf_folder, partial, carried)
+        copy_carried_files(hf_folder, partial, carried)
         write_json(partial / layout.HF_TENSORS_FILE, {"format": layout.TENSORS_FORMAT, "tensors": records})
         write_json(partial / layout.BASE_MODEL_FILE, base_model_record(hf_folder))
         if reference_logits:
@@ -235,16 +231,21 @@ def _inputs(sources: list[Path], hf_folder: Path, workers: int) -> list[dict[str
     ]
 
 
-def _carried_files(hf_folder: Path) -> list[Path]:
-    """Configuration and tokenizer files, folders of templates spelled out."""
-    result = []
+def carried_files(hf_folder: Path) -> list[Path]:
+    """What travels from a Hugging Face folder beside the weights, folders of templates spelled out.
+
+    Configuration, tokenizer files, and the record of new tokens; another `vocabulary.json` is none.
+    """
+    names = {"config.json", layout.GENERATION_CONFIG} | ({VOCABULARY} if carried_record(hf_folder) else set())
+    result: list[Path] = []
     for path in sorted(hf_folder.iterdir()):
-        if path.name in ("config.json", layout.GENERATION_CONFIG, VOCABULARY) or layout.is_tokenizer_file(path.name):
+        if path.name in names or layout.is_tokenizer_file(path.name):
             result.extend(sorted(part for part in path.rglob("*") if part.is_file()) if path.is_dir() else [path])
     return result
 
 
-def _copy_files(hf_folder: Path, checkpoint: Path, carried: list[Path]) -> None:
+def copy_carried_files(hf_folder: Path, checkpoint: Path, carried: Sequence[Path]) -> None:
+    """Copy what `carried_files` found to its places in a checkpoint."""
     for path in carried:
         relative = path.relative_to(hf_folder)
         folder = layout.TOKENIZER_FOLDER if layout.is_tokenizer_file(relative.parts[0]) else layout.HF_FOLDER

@@ -18,7 +18,7 @@ import torch
 import xxhash
 
 from megatron_native.checkpoint.conversion import Conversion, SourceFile, block_buffer
-from megatron_native.checkpoint.row_runs import box_runs, row_length
+from megatron_native.checkpoint.row_runs import box_rows_axis, box_runs, part_of_box, row_length
 from megatron_native.checkpoint.safetensors_files import DTYPES, HfWeights, TensorPlace
 from megatron_native.checkpoint.torch_archive import MAX_TENSOR_BYTES, TensorArchive
 from megatron_native.checkpoint.torch_dist import BoxPlace, DistcpFile, distcp_name
@@ -87,14 +87,13 @@ def plan_import(weights: HfWeights, pieces: Sequence[Piece], file_bytes: int) ->
 def _boxes(piece: Piece, dtype: torch.dtype, most_bytes: int = MAX_TENSOR_BYTES) -> list[PlannedBox]:
     """A piece as one box, or as several where it has more bytes than an archive holds; not placed in a file yet."""
     row_bytes = row_length(piece) * dtype.itemsize
-    axis = len(piece.shape) - len(piece.hf_shapes[0])
+    all_rows = piece.shape[box_rows_axis(piece)]
     step = max(1, most_bytes // row_bytes)
     runs = [Stretch(piece.hf_names[run.tensor], run.first * row_bytes, run.rows * row_bytes) for run in box_runs(piece)]
     boxes = []
-    for first in range(0, piece.shape[axis], step):
-        rows = min(step, piece.shape[axis] - first)
-        offset = (*piece.offset[:axis], piece.offset[axis] + first, *piece.offset[axis + 1 :])
-        shape = (*piece.shape[:axis], rows, *piece.shape[axis + 1 :])
+    for first in range(0, all_rows, step):
+        rows = min(step, all_rows - first)
+        offset, shape = part_of_box(piece, first, rows)
         place = BoxPlace(piece.key, dtype, piece.global_shape, offset, shape, "", 0, 0)
         boxes.append(PlannedBox(place, tuple(_cut(runs, first * row_bytes, rows * row_bytes))))
     return boxes

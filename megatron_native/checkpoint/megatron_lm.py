@@ -26,7 +26,6 @@ import torch
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.megatron_buckets import BucketLayout, matching_layout, unknown_order
 from megatron_native.checkpoint.megatron_common import arguments_of, read_megatron_common
-from megatron_native.checkpoint.restricted_pickle import read_metadata
 from megatron_native.checkpoint.torch_dist import TorchDistReader
 from megatron_native.errors import UserError
 from megatron_native.models.weight_map import VOCABULARY_KEYS, Piece
@@ -83,7 +82,6 @@ class MegatronLmCheckpoint:
         self.common = read_megatron_common(folder)
         self.arguments: dict[str, Any] = arguments_of(self.common)
         self.reader = TorchDistReader(folder)
-        self._metadata = read_metadata(folder / ".metadata")
         self.stacked = not any(re.match(rf"{re.escape(_LAYERS)}\d+\.", key) for key in self.reader.tensors)
         self._check_weights(pieces)
         self.optimizer_form: OptimizerForm = self._optimizer_form()
@@ -278,7 +276,7 @@ class MegatronLmCheckpoint:
 
     def _read_object(self, key: str) -> Any:
         """A sharded object of plain values; None where there is none. `UserError` where it is anything else."""
-        location = next((info for index, info in self._metadata.storage_data.items() if index.fqn == key), None)
+        location = next((info for index, info in self.reader.metadata.storage_data.items() if index.fqn == key), None)
         if location is None:
             return None
         path = self.folder / Path(location.relative_path).name

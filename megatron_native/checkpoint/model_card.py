@@ -13,8 +13,7 @@ from typing import Any
 import yaml
 
 from megatron_native.checkpoint import layout
-from megatron_native.checkpoint.vocabulary import FILE_NAME as VOCABULARY
-from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE
+from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE, carried_record
 from megatron_native.errors import UserError
 from megatron_native.manifest import write_json
 
@@ -49,7 +48,7 @@ def base_model_record(hf_folder: Path) -> dict[str, Any]:
     `_name_or_path`, or the folder's.
     """
     config = layout.read_json(hf_folder / "config.json") or {}
-    vocabulary = layout.read_json(hf_folder / VOCABULARY) or {}
+    vocabulary = carried_record(hf_folder) or {}
     front = _front_matter(hf_folder / CARD)
     stated = config.get("_name_or_path")
     named = stated if isinstance(stated, str) and stated and not Path(stated).is_absolute() else None
@@ -95,31 +94,45 @@ def describe_export(checkpoint: Path, folder: Path, verify: bool = False) -> Non
         config = layout.read_json(folder / "config.json") or {}
         found = {name: config[name] for name in _GENERATION_FIELDS if config.get(name) is not None}
         write_json(folder / layout.GENERATION_CONFIG, {"_from_model_config": True, **found})
-    verification = _verified(checkpoint, folder) if verify else None
-    lineage = {
-        "base": layout.read_json(checkpoint / layout.BASE_MODEL_FILE),
-        "vocabulary": _vocabulary_summary(checkpoint),
-        **(layout.read_json(checkpoint / layout.LINEAGE_FILE) or {"runs": []}),
-    }
-    write_json(folder / LINEAGE, lineage)
-    config = layout.read_json(folder / "config.json") or {}
-    template = (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists()
-    (folder / CARD).write_text(model_card(lineage, config, verification, template), encoding="utf-8")
+    what_to_do = "nothing was left at the output. Check the disk, and export again: every file will be written anew."
+    (folder / VERIFICATION).unlink(missing_ok=True)  # of a run that was broken off
+    verification = verify_export(checkpoint, folder, what_to_do) if verify else None
+    write_json(folder / LINEAGE, _lineage(checkpoint))
+    write_card(checkpoint, folder, verification)
 
 
-def _verified(checkpoint: Path, folder: Path) -> dict[str, Any]:
+def verify_export(checkpoint: Path, folder: Path, what_to_do: str) -> dict[str, Any]:
+    """Compare an exported `folder` with its checkpoint; the report, which is then in `verification.json`.
+
+    Raises:
+        UserError: they differ; `what_to_do` ends the message.
+    """
     from megatron_native.checkpoint.verify_hf import verify_hf
 
     result = verify_hf(checkpoint, folder)
     result.checkpoint, result.folder = checkpoint.name, "."
     report = result.as_dict()
     if not result.passed:
-        raise UserError(
-            f"the export of {checkpoint} differs from it in {', '.join(result.different[:3]) or 'its settings or logits'}; "
-            "nothing was left at the output. Check the disk, and export again: every file will be written anew."
-        )
+        tensors = [*result.missing, *result.unexpected, *result.shapes, *result.different]
+        found = ", ".join(tensors[:3]) or "its settings or logits"
+        raise UserError(f"the export of {checkpoint} differs from it in {found}; {what_to_do}")
     write_json(folder / VERIFICATION, report)
     return report
+
+
+def write_card(checkpoint: Path, folder: Path, verification: Mapping[str, Any] | None) -> None:
+    """Write the model card of an export; `verification` is the report of `verify_export`, if there was one."""
+    config = layout.read_json(folder / "config.json") or {}
+    template = (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists()
+    (folder / CARD).write_text(model_card(_lineage(checkpoint), config, verification, template), encoding="utf-8")
+
+
+def _lineage(checkpoint: Path) -> dict[str, Any]:
+    return {
+        "base": layout.read_json(checkpoint / layout.BASE_MODEL_FILE),
+        "vocabulary": _vocabulary_summary(checkpoint),
+        **(layout.read_json(checkpoint / layout.LINEAGE_FILE) or {"runs": []}),
+    }
 
 
 def _vocabulary_summary(checkpoint: Path) -> dict[str, Any] | None:

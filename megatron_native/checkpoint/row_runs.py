@@ -45,14 +45,21 @@ def box_runs(piece: Piece) -> list[Run]:
 
 def tensor_runs(piece: Piece) -> list[list[Run]]:
     """For each Hugging Face tensor of a piece, the stretches of rows of the box that it consists of."""
-    rows = sum(shape[0] for shape in piece.hf_shapes)
-    parts = _of_rows(piece).to_hf(torch.arange(rows).reshape(_of_rows(piece).shape))
+    numbers = _of_rows(piece)
+    parts = numbers.to_hf(torch.arange(numbers.shape[-1]).reshape(numbers.shape))
     return [[Run(i, begin, length) for begin, length in _stretches(part.reshape(-1))] for i, part in enumerate(parts)]
 
 
 def box_rows_axis(piece: Piece) -> int:
     """The axis of the box along which its rows lie: 1 where layers are stacked in front of it, else 0."""
     return len(piece.shape) - len(piece.hf_shapes[0])
+
+
+def part_of_box(piece: Piece, first: int, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Offset and shape, in the global tensor, of `rows` rows of a piece's box from its row `first` on."""
+    axis = box_rows_axis(piece)
+    offset = (*piece.offset[:axis], piece.offset[axis] + first, *piece.offset[axis + 1 :])
+    return offset, (*piece.shape[:axis], rows, *piece.shape[axis + 1 :])
 
 
 def _of_rows(piece: Piece) -> Piece:

@@ -216,11 +216,12 @@ class TorchDistReader:
         """Reads only the metadata; `UserError` where it is missing, damaged, hostile or of another format."""
         self.folder = Path(folder)
         _check_backends(self.folder)
-        metadata = read_metadata(self.folder / ".metadata")
+        self.metadata = metadata = read_metadata(self.folder / ".metadata")
+        metadata.storage_data = metadata.storage_data or {}
         self.tensors: dict[str, TensorInfo] = {}
         self.objects: set[str] = set()
         self._chunks: dict[str, list[ChunkStorageMetadata]] = {}
-        self._storage: dict[Any, Any] = metadata.storage_data or {}
+        self._storage: dict[Any, Any] = metadata.storage_data
         self._located: dict[tuple[str, tuple[int, ...]], tuple[Path, StoredTensor] | None] = {}
         for key, entry in metadata.state_dict_metadata.items():
             if isinstance(entry, TensorStorageMetadata):

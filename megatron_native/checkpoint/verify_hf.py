@@ -16,6 +16,7 @@ from typing import Any
 
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.export_hf import CheckpointWeights
+from megatron_native.checkpoint.import_hf import DERIVED_SUFFIX
 from megatron_native.checkpoint.layerwise import LayerDifference
 from megatron_native.checkpoint.reference_logits import (
     LogitComparison,
@@ -175,7 +176,7 @@ def _compare_weights(
 ) -> None:
     expected = {name for piece in weights.pieces for name in piece.hf_names}
     result.missing = sorted(expected - found.specs.keys())
-    result.unexpected = sorted(name for name in found.specs.keys() - expected if not name.endswith(".inv_freq"))
+    result.unexpected = sorted(name for name in found.specs.keys() - expected if not name.endswith(DERIVED_SUFFIX))
     imported = bool(weights.imported)
     with progress("verify", total=sum(spec.bytes for spec in found.specs.values()), unit="B") as bar:
         for piece in weights.pieces:

@@ -13,8 +13,6 @@ the recorded logits are those of the extended model. What was added travels with
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -30,6 +28,7 @@ import torch
 from torch import Tensor
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.conversion import empty_folder, lock
 from megatron_native.checkpoint.disk_errors import said_of_disk
 from megatron_native.checkpoint.safetensors_files import (
     INDEX,
@@ -108,11 +107,10 @@ def extended_folder(hf_folder: Path, settings: ExtensionSettings, beside: Path) 
     hf_folder = Path(hf_folder)
     folder = beside.with_name(beside.name + ".extended")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _lock_folder(lock, folder)
-        for left in folder.iterdir():  # by one that was killed
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        lock(descriptor, f"another import-hf is using {folder} right now")
+        empty_folder(folder)  # of what one that was killed left
         try:
             with said_of_disk(f"the extended folder {folder}"):
                 make_extended_folder(hf_folder, settings, folder)
@@ -120,17 +118,7 @@ def extended_folder(hf_folder: Path, settings: ExtensionSettings, beside: Path) 
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     finally:
-        os.close(lock)
-
-
-def _lock_folder(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise UserError(
-                f"another import-hf is using {folder} right now; wait for it, or choose another output."
-            ) from None
+        os.close(descriptor)
 
 
 def make_extended_folder(hf_folder: Path, settings: ExtensionSettings, folder: Path) -> dict[str, Any]:
@@ -213,26 +201,15 @@ def _link_rest(hf_folder: Path, folder: Path, weights: HfWeights, without: set[s
             (folder / path.name).symlink_to(path.absolute(), target_is_directory=path.is_dir())
 
 
-def _file_of(weights: HfWeights) -> dict[str, str]:
-    """The file that each tensor lies in."""
-    from safetensors import safe_open
-
-    found: dict[str, str] = {}
-    for path in weights.files:
-        with safe_open(path, framework="pt") as handle:
-            found |= dict.fromkeys(handle.keys(), path.name)
-    return found
-
-
 def _changed_shards(weights: HfWeights) -> set[str]:
-    return {file for name, file in _file_of(weights).items() if name in ROW_TENSORS} | {INDEX}
+    return {weights.places[name].path.name for name in ROW_TENSORS if name in weights.places} | {INDEX}
 
 
 def _write_weights(
     weights: HfWeights, folder: Path, tokens: Sequence[NewToken], size: int, settings: ExtensionSettings
 ) -> dict[str, list[str]]:
     """Write the shards that hold rows of tokens; for each of those tensors, the digests of the new rows."""
-    file_of, rows = _file_of(weights), {}
+    file_of, rows = {name: place.path.name for name, place in weights.places.items()}, {}
     changed = _changed_shards(weights)
     specs = {
         name: TensorSpec(name, spec.dtype, (size, *spec.shape[1:])) if name in ROW_TENSORS else spec
@@ -354,6 +331,15 @@ class AddedVocabulary:
     def old_rows(self, tensor: Tensor) -> Tensor:
         """The rows of `tensor` [old or new vocabulary, hidden] that were there before the extension and had no new token."""
         return tensor[: min(self.ids[0], self.old_size)]
+
+
+def carried_record(hf_folder: Path) -> dict[str, Any] | None:
+    """The record of new tokens in a Hugging Face folder; None for a file of that name that is something else."""
+    try:
+        record = json.loads((hf_folder / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
 
 
 def read_added_vocabulary(checkpoint: Path) -> AddedVocabulary | None:

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--verify", action="store_true",
-        help="compare what was written with the checkpoint, and its logits with those of the import; the report stays there",
+        help="compare what was written, now or earlier, with the checkpoint, and its logits with those of the import; the "
+        "report stays there",
     )  # fmt: skip
     parser.add_argument(
         "--max-shard-size", default="5GB", metavar="SIZE", help="size of a safetensors file, such as 5GB (the default)"
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
     )
     if result.skipped:
-        print(f"{result.folder} was exported from this checkpoint already; nothing to do")
+        done = "it was verified now" if result.verified_in_place else "nothing to do"
+        print(f"{result.folder} was exported from this checkpoint already; {done}")
         return 0
     files = "1 file" if result.files == 1 else f"{result.files} files"
     print(f"{result.folder}: {result.tensors} tensors, {result.bytes / 1e9:.2f} GB in {files}")

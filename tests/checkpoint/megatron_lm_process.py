@@ -13,6 +13,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from tests.checkpoint.megatron_process import bare_model
+
 MICRO_BATCH = 2
 
 
@@ -29,63 +31,23 @@ def main(description: Path) -> None:
 def train(job: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
-    import transformers
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.transformer.module import Float16Module
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
     tp, pp, bf16 = job.get("tp", 1), job.get("pp", 1), job.get("bf16", False)
     parallel_state.initialize_model_parallel(tp, pp)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
     torch.manual_seed(1)
     dtype = torch.bfloat16 if bf16 else torch.float32
-    hf = transformers.AutoConfig.from_pretrained(job["hf"])
-    config = TransformerConfig(
-        num_layers=hf.num_hidden_layers,
-        hidden_size=hf.hidden_size,
-        num_attention_heads=hf.num_attention_heads,
-        num_query_groups=hf.num_key_value_heads,
-        ffn_hidden_size=hf.intermediate_size,
-        kv_channels=hf.hidden_size // hf.num_attention_heads,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        normalization="RMSNorm",
-        layernorm_epsilon=hf.rms_norm_eps,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        attention_softmax_in_fp32=True,
-        masked_softmax_fusion=False,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        gradient_accumulation_fusion=False,
-        calculate_per_token_loss=True,
-        use_cpu_initialization=True,
-        tensor_model_parallel_size=tp,
-        pipeline_model_parallel_size=pp,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        autocast_dtype=dtype,
-        bf16=bf16,
-    )
-    divisible = job.get("divisible", 128) * tp
-    model: Any = GPTModel(
-        config,
-        get_gpt_layer_local_spec(normalization="RMSNorm"),
-        vocab_size=-(-hf.vocab_size // divisible) * divisible,
-        max_sequence_length=64,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        position_embedding_type="rope",
-        rotary_base=10000,
-        share_embeddings_and_output_weights=hf.tie_word_embeddings,
-    )
-    bare = model
+    bare = bare_model(
+        job["hf"], tp, pp, dtype, job.get("divisible", 128) * tp, hidden_dropout=0.0, attention_dropout=0.0,
+        attention_softmax_in_fp32=True, masked_softmax_fusion=False, bias_activation_fusion=False,
+        bias_dropout_fusion=False, calculate_per_token_loss=True, autocast_dtype=dtype, bf16=bf16,
+    )  # fmt: skip
+    config, model = bare.config, bare
     bare.load_state_dict(dist_checkpointing.load(bare.sharded_state_dict(), job["source"]), strict=False)
     if bf16:
         model = Float16Module(config, model)

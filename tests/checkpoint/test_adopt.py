@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.megatron_common import read_megatron_common
 from megatron_native.checkpoint.restricted_pickle import read_metadata
 from megatron_native.checkpoint.torch_dist import TorchDistReader, TorchDistWriter, read_common
+from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE
 from megatron_native.cli import main
 from megatron_native.errors import UserError
 from tests.distributed import REPOSITORY, run_jobs
@@ -327,17 +329,14 @@ def test_what_is_no_such_checkpoint_is_refused(folder, copied, tmp_path, capsys)
     assert not (tmp_path / "adopted").exists()
 
 
+def command_for(folder: Path, tmp_path: Path) -> list[str]:
+    """Adopts `run` at `adopted`."""
+    given = {"--checkpoint": folder / "run", "--hf": folder / "hf", "--output": tmp_path / "adopted"}
+    return ["adopt", *(str(part) for option in given.items() for part in option)]
+
+
 def test_the_command_says_how_to_go_on(folder, tmp_path, capsys):
-    command = [
-        "adopt",
-        "--checkpoint",
-        str(folder / "run"),
-        "--hf",
-        str(folder / "hf"),
-        "--output",
-        str(tmp_path / "adopted"),
-    ]
-    assert main(command) == 0
+    assert main(command_for(folder, tmp_path)) == 0
     said = capsys.readouterr().out
     assert f"after step 1, 4 samples, 64 tokens: go on with model.branch_from: {tmp_path / 'adopted'}" in said
 
@@ -347,18 +346,33 @@ def limited() -> None:
 
 
 def test_a_disk_that_refuses_is_one_paragraph_and_leaves_no_checkpoint(folder, tmp_path):
-    command = [
-        "adopt",
-        "--checkpoint",
-        str(folder / "run"),
-        "--hf",
-        str(folder / "hf"),
-        "--output",
-        str(tmp_path / "adopted"),
-    ]
+    command = [*command_for(folder, tmp_path), "--weights-only"]
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_native", *command, "--weights-only"], cwd=REPOSITORY, preexec_fn=limited,
-        capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "megatron_native", *command], cwd=REPOSITORY, preexec_fn=limited, capture_output=True,
+        text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "could not be made" in done.stderr and "Traceback" not in done.stderr
+    assert "adopted.partial" in done.stderr
     assert not (tmp_path / "adopted").exists()
+
+
+def test_another_adoption_at_work_on_the_same_output_is_not_disturbed(folder, tmp_path):
+    records = tmp_path / "adopted.partial" / layout.FINISHED_FOLDER
+    records.mkdir(parents=True)
+    with open(records / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (tmp_path / "adopted.partial" / "__0_0.distcp").write_bytes(b"what the other has written")
+        with pytest.raises(UserError, match=r"another adopt is writing to .*adopted\.partial"):
+            adopt(folder / "run", folder / "hf", tmp_path / "adopted")
+        assert (tmp_path / "adopted.partial" / "__0_0.distcp").exists()
+    assert adopt(folder / "run", folder / "hf", tmp_path / "adopted").linked
+    assert [path.name for path in tmp_path.iterdir()] == ["adopted"]
+    layout.check_complete(tmp_path / "adopted", full=True)
+
+
+def test_the_record_of_new_tokens_comes_along_and_another_file_of_its_name_does_not(folder, tmp_path):
+    for name, content in (("ours", {"format": "megatron-native/vocabulary/1"}), ("theirs", {"<s>": 1})):
+        shutil.copytree(folder / "hf", tmp_path / name)
+        (tmp_path / name / "vocabulary.json").write_text(json.dumps(content), encoding="utf-8")
+        adopt(folder / "run", tmp_path / name, tmp_path / f"{name} adopted", weights_only=True)
+        assert (tmp_path / f"{name} adopted" / VOCABULARY_FILE).exists() == (name == "ours")

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +25,7 @@ from megatron_native.cli import main
 from megatron_native.errors import UserError
 from megatron_native.manifest import write_json
 from megatron_native.models.families import model_pieces
+from tests.distributed import REPOSITORY
 from tests.tiny_models import make_tiny_model
 
 SHAPE = "llama3.1"
@@ -151,6 +159,84 @@ def test_other_new_tokens_have_no_average(three, tmp_path):
     with pytest.raises(UserError, match="other new tokens"):
         average([tmp_path / "one", tmp_path / "two"], tmp_path / "average")
     assert not average([tmp_path / "one", tmp_path / "same"], tmp_path / "average").skipped
+
+
+def swap_two_tokens(tokenizer: dict[str, Any]) -> None:
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = (next(token for token, index in vocabulary.items() if index == at) for at in (300, 301))
+    vocabulary[first], vocabulary[second] = 301, 300
+
+
+def reverse_merges(tokenizer: dict[str, Any]) -> None:
+    tokenizer["model"]["merges"].reverse()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (swap_two_tokens, "tokenizer.json: id 300 is "),
+        (reverse_merges, "tokenizer.json: the same tokens, but merges differ"),
+        (lambda tokenizer: tokenizer.update(truncation={"max_length": 8, "stride": 0, "strategy": "LongestFirst",
+                                                        "direction": "Right"}), None),
+    ],
+)  # fmt: skip
+def test_other_tokenizers_have_no_average_and_the_difference_is_named(three, tmp_path, change, said):
+    shutil.copytree(three[0].with_name("a hf"), tmp_path / "hf")
+    path = tmp_path / "hf" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    change(tokenizer)
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")  # in another format of JSON, too
+    import_hf(tmp_path / "hf", tmp_path / "other", reference_logits=False)
+    if said is None:
+        assert not average([three[0], tmp_path / "other"], tmp_path / "average").skipped
+        return
+    with pytest.raises(UserError, match="has another tokenizer than") as refusal:
+        average([three[0], tmp_path / "other"], tmp_path / "average")
+    assert said in str(refusal.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "other"]
+
+
+def test_another_average_at_work_on_the_same_output_is_not_disturbed(three, tmp_path):
+    records = tmp_path / "average.partial" / layout.FINISHED_FOLDER
+    records.mkdir(parents=True)
+    with open(records / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (tmp_path / "average.partial" / "__0_7.distcp").write_bytes(b"what the other has written")
+        with pytest.raises(UserError, match=r"another average is writing to .*average\.partial"):
+            average(three, tmp_path / "average")
+        assert (tmp_path / "average.partial" / "__0_7.distcp").exists()
+    average(three, tmp_path / "average")  # the other is gone; what it left is begun anew
+    average(three, tmp_path / "undisturbed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["average", "undisturbed"]
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("average", "undisturbed")]
+    assert names[0] == names[1]
+    layout.check_complete(tmp_path / "average", full=True)
+
+
+def test_the_room_that_a_broken_off_average_takes_is_not_needed_twice(three, tmp_path, monkeypatch):
+    left = tmp_path / "average.partial" / "__0_0.distcp"
+    left.parent.mkdir()
+    left.write_bytes(b"half of a tensor")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0 if left.exists() else 1 << 40))
+    assert not average(three, tmp_path / "average").skipped
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18))
+
+
+def test_a_disk_that_refuses_is_one_paragraph_and_the_same_command_works_once_there_is_room(three, tmp_path):
+    command = ["average", "--checkpoints", *map(str, three), "--output", str(tmp_path / "average")]
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_native", *command], cwd=REPOSITORY, preexec_fn=limited, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "the average could not be made" in done.stderr and "average.partial" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["average.partial"]
+    assert main(command) == 0
+    layout.check_complete(tmp_path / "average", full=True)
 
 
 def test_equal_checkpoints_average_to_themselves(three, tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.export_hf import export_hf
@@ -11,6 +14,13 @@ from megatron_native.checkpoint.torch_dist import TorchDistReader
 from tests.distributed import run_jobs
 from tests.tiny_models import make_tiny_model
 from tests.training.conftest import run_config, write_token_dataset
+
+
+def manifest_of(export: Path) -> dict[str, Any]:
+    """An export's manifest without its time, and without which checkpoint it was."""
+    manifest = json.loads((export / "manifest.json").read_text(encoding="utf-8"))
+    assert [entry["path"] for entry in manifest["inputs"]] == [layout.CHECKSUMS_FILE]
+    return {key: value for key, value in manifest.items() if key not in ("created", "inputs")}
 
 
 def test_exports_of_both_are_identical(tmp_path: Path) -> None:
@@ -29,6 +39,7 @@ def test_exports_of_both_are_identical(tmp_path: Path) -> None:
     job = {"source": str(trained), "target": str(resharded), "hf": str(source), "tp": 1, "pp": 1}
     run_jobs(tmp_path, 1, [job], module="tests.checkpoint.megatron_process")
     layout.copy_run_files(trained, resharded)
+    shutil.copyfile(trained / layout.LINEAGE_FILE, resharded / layout.LINEAGE_FILE)
     layout.write_checksums(resharded)
     key = "output_layer.weight"
     assert TorchDistReader(trained).tensors[key].shape[0] == 382
@@ -36,9 +47,13 @@ def test_exports_of_both_are_identical(tmp_path: Path) -> None:
 
     export_hf(trained, tmp_path / "one")
     export_hf(resharded, tmp_path / "other")
-    of_the_run = {"manifest.json", "README.md", "lineage.json"}  # these say which checkpoint it was, and what it learned from
-    names = sorted(path.name for path in (tmp_path / "one").iterdir() if path.name not in of_the_run)
-    assert "model.safetensors" in names and "tokenizer.json" in names and "config.json" in names
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "other").iterdir())
+    assert {"model.safetensors", "tokenizer.json", "config.json", "README.md", "lineage.json"} < set(names)
     for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
+        if name != "manifest.json":
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
+    assert manifest_of(tmp_path / "one") == manifest_of(tmp_path / "other")
+    (run,) = json.loads((tmp_path / "one" / "lineage.json").read_text(encoding="utf-8"))["runs"]
+    assert run["steps"] == 2 and "## Training: run" in (tmp_path / "one" / "README.md").read_text(encoding="utf-8")
     assert (tmp_path / "one" / "model.safetensors").read_bytes() != (source / "model.safetensors").read_bytes()

@@ -10,10 +10,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from megatron_native.checkpoint import layout
+from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.reference_logits import compare_logits, load_reference_logits, run_transformers
 from megatron_native.checkpoint.verify_hf import verify_hf
 from megatron_native.cli import main
+from megatron_native.errors import UserError
 from tests.tiny_models import make_tiny_model
 
 
@@ -62,6 +64,53 @@ def test_a_planted_fault_is_named(change, field, named, made, tmp_path):
     found = verify_hf(made[1], planted(made, tmp_path, change))
     assert getattr(found, field) == named
     assert not found.passed and found.logits is None
+
+
+def test_an_export_without_verification_is_verified_in_its_place(made, tmp_path, capsys):
+    command = ["export-hf", "--checkpoint", str(made[1]), "--output", str(tmp_path / "export")]
+    assert main(command) == 0
+    weights = (tmp_path / "export" / "model.safetensors").stat()
+    capsys.readouterr()
+    for said in ("it was verified now", "nothing to do"):
+        assert main([*command, "--verify"]) == 0
+        assert said in capsys.readouterr().out
+    assert main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    after = (tmp_path / "export" / "model.safetensors").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
+    assert main([*command[:-1], str(tmp_path / "at once"), "--verify"]) == 0
+    names = sorted(path.name for path in (tmp_path / "at once").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "export").iterdir()) and "verification.json" in names
+    for name in names:
+        one, other = ((tmp_path / folder / name).read_bytes() for folder in ("export", "at once"))
+        if name == "manifest.json":
+            one, other = ({**json.loads(text), "created": None} for text in (one, other))
+        assert one == other, name
+
+
+def test_an_export_that_was_damaged_does_not_pass_in_its_place(made, tmp_path):
+    export_hf(made[1], tmp_path / "export")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "export").iterdir()}
+    folder = tmp_path / "export"
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(UserError, match=r"differs from it in model\..*; delete .*export and export again"):
+        export_hf(made[1], folder, verify=True)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.keys() == after.keys() and {name for name in before if before[name] != after[name]} == {
+        "model.safetensors"
+    }
+
+
+def test_a_card_that_someone_has_written_stays_when_the_export_is_verified(made, tmp_path):
+    export_hf(made[1], tmp_path / "export")
+    (tmp_path / "export" / "README.md").write_text("نموذجنا", encoding="utf-8")
+    assert export_hf(made[1], tmp_path / "export", verify=True).verified_in_place
+    assert (tmp_path / "export" / "README.md").read_text(encoding="utf-8") == "نموذجنا"
+    assert json.loads((tmp_path / "export" / "verification.json").read_text())["passed"]
 
 
 def test_another_epsilon_is_found_in_the_settings_and_in_the_logits(made, tmp_path):

@@ -15,7 +15,12 @@ from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.checkpoint.safetensors_files import HfWeights, tensor_digest
 from megatron_native.checkpoint.verify_hf import verify_hf
-from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE, ExtensionSettings, extended_folder
+from megatron_native.checkpoint.vocabulary import (
+    VOCABULARY_FILE,
+    ExtensionSettings,
+    extended_folder,
+    read_added_vocabulary,
+)
 from megatron_native.cli import main
 from megatron_native.errors import UserError
 from tests.tiny_models import VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
@@ -205,6 +210,21 @@ def test_the_command_reports_fertility(tmp_path: Path, capsys: pytest.CaptureFix
     )  # fmt: skip
     assert found["tokens_a_word_after"] == found["tokens_after"] / 4 < found["tokens_a_word_before"]
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("content", ['{"<s>": 1, "base_folder": "another"}', "[1, 2]", "<s> 1\n"])
+def test_a_tokenizers_own_vocabulary_json_is_no_record_of_new_tokens(tmp_path: Path, content: str) -> None:
+    make_tiny_model(tmp_path / "hf", "llama2")
+    (tmp_path / "hf" / "vocabulary.json").write_text(content, encoding="utf-8")
+    result = import_hf(tmp_path / "hf", tmp_path / "imported", reference_logits=False)
+    assert result.not_carried == ("vocabulary.json",)
+    assert not (tmp_path / "imported" / VOCABULARY_FILE).exists()
+    assert read_added_vocabulary(tmp_path / "imported") is None
+    assert json.loads((tmp_path / "imported" / layout.BASE_MODEL_FILE).read_text())["name"] == "hf"
+    assert verify_hf(tmp_path / "imported", tmp_path / "hf", logits=False).passed
+    added = ExtensionSettings(write_list(tmp_path / "tokens.txt"))
+    import_hf(tmp_path / "hf", tmp_path / "extended", reference_logits=False, add_tokens=added)
+    assert record(tmp_path / "extended")["base_folder"] == "hf"
 
 
 def test_what_can_not_be_extended_is_refused(tmp_path: Path) -> None:
