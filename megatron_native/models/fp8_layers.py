@@ -41,7 +41,7 @@ def install(config: Any, layers: Collection[int]) -> None:
             return nullcontext()
         return original(config, layer_no, is_init)
 
-    get_fp8_context.is_native = True  # type: ignore[attr-defined]
+    get_fp8_context.is_native = True  # type: ignore[attr-defined]  # a mark, to wrap it once only
     transformer_block.get_fp8_context = get_fp8_context
 
 

@@ -150,4 +150,4 @@ def test_a_possible_layout_is_let_through() -> None:
 
 def test_model_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        MODEL.num_layers = 3  # type: ignore[misc]
+        MODEL.num_layers = 3  # type: ignore[misc]  # what must not be done
