@@ -205,7 +205,7 @@ class Trainer:
         def compute() -> StepResult:
             nonlocal logits
             self.watchdog.at(plan.step, "forward and backward")
-            fp8_layers.begin_step(self.model.modules)
+            fp8_layers.begin_step(self.model.configs.transformer, self.model.modules)
             logits = self._observe_logits(measured)
             return compute_gradients(self.model.chunks, self.model.optimizer, batches, self.platform.device)
 
@@ -483,5 +483,3 @@ def documents_of(data: RunData, plan: StepPlan) -> dict[str, list[int]]:
         name, spans = data.spans(number)
         found.setdefault(name, set()).update(span.document for span in spans)
     return {name: sorted(documents) for name, documents in found.items()}
-
-
