@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from megatron_native.config.environment import cuda_environment
 from megatron_native.config.layout import check_layout
 from megatron_native.config.megatron import ddp_fields, megatron_configs, optimizer_fields, transformer_fields
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
+from megatron_native.config.user_buffers import user_buffers
 from megatron_native.errors import UserError
 
 MODEL = ModelConfig(
@@ -109,11 +111,12 @@ def test_without_apex_gradients_are_added_up_by_torch() -> None:
 
 
 def test_one_function_decides_everything() -> None:
-    """The plain torch layers can be resolved for CUDA here: with the environment, and without buffers to overlap through."""
-    configs = megatron_configs(run_of(layer_spec="torch"), MODEL, "cuda", "torch")
+    """The plain torch layers can be resolved for CUDA here."""
+    run = run_of(layer_spec="torch")
+    configs = megatron_configs(run, MODEL, "cuda", "torch")
     assert configs.transformer.num_layers == 32 and configs.ddp.use_distributed_optimizer
     assert configs.optimizer.weight_decay == 0.1
-    assert configs.environment["NCCL_NVLS_ENABLE"] == "0" and configs.user_buffers is None
+    assert cuda_environment(run)["NCCL_NVLS_ENABLE"] == "0" and user_buffers(run, MODEL) is None
 
 
 @pytest.mark.parametrize(("virtual", "overlap"), [(None, False), (2, True)])
