@@ -9,23 +9,10 @@ import pytest
 from megatron_native.config.environment import cuda_environment
 from megatron_native.config.layout import check_layout
 from megatron_native.config.megatron import ddp_fields, megatron_configs, optimizer_fields, transformer_fields
-from megatron_native.config.model import ModelConfig
-from megatron_native.config.run import RunConfig
 from megatron_native.config.user_buffers import user_buffers
 from megatron_native.errors import UserError
-
-MODEL = ModelConfig(
-    family="llama", num_layers=32, hidden_size=4096, ffn_hidden_size=14336, num_attention_heads=32, num_query_groups=8,
-    kv_channels=128, vocab_size=128256, max_position_embeddings=8192, norm_epsilon=1e-5, rotary_base=500000.0,
-)  # fmt: skip
-
-
-def run_of(**sections: Any) -> RunConfig:
-    raw = {
-        "run_dir": "runs/x", "model": {"checkpoint": "c"}, "data": {"blend": [{"prefix": "p"}]},
-        "training": {"steps": 10, "global_batch_size": 64},
-    }  # fmt: skip
-    return RunConfig.model_validate({**raw, **sections})
+from tests.config.models import LLAMA3_8B as MODEL
+from tests.config.models import run_of
 
 
 def test_the_platforms_differ_in_the_named_fields_only() -> None:
