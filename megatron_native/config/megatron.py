@@ -1,19 +1,18 @@
 """One pure function from a run's configuration to megatron-core's: what the CPU proves is what the GPU runs.
 
-`megatron_configs` decides the model's, the data-parallel wrapper's and the optimizer's configuration, the environment and the
-buffers of overlapped communication. The platforms differ in one table, `_PLATFORM_DIFFERENCES`; everything else is decided
-here once. Fields that megatron-core defaults wrongly for LLaMA-style models are set explicitly.
+`megatron_configs` decides the model's, the data-parallel wrapper's and the optimizer's configuration. The platforms differ in
+one table, `_PLATFORM_DIFFERENCES`; everything else is decided here once. Fields that megatron-core defaults wrongly for
+LLaMA-style models are set explicitly. What is under megatron-core is decided in `environment.py` and `user_buffers.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from megatron_native.config.environment import cuda_environment
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
-from megatron_native.config.user_buffers import UserBuffers, overlaps_tensor_parallel, user_buffers
+from megatron_native.config.user_buffers import overlaps_tensor_parallel
 
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallelConfig
@@ -51,16 +50,12 @@ _BUCKET_PARAMETERS = 128 * 1024 * 1024
 
 @dataclass(frozen=True)
 class MegatronConfigs:
-    """What megatron-core and what is under it need to know of a run."""
+    """What megatron-core needs to know of a run."""
 
     transformer: TransformerConfig
     ddp: DistributedDataParallelConfig
     optimizer: OptimizerConfig
     layer_spec: LayerSpec
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables to set before a device is touched; none on the CPU."""
-    user_buffers: UserBuffers | None = None
-    """What the trainer initialises before the first forward pass, where tensor-parallel communication overlaps."""
 
 
 def resolve_layer_spec(run: RunConfig, platform: PlatformKind, has_transformer_engine: bool) -> LayerSpec:
@@ -198,8 +193,6 @@ def megatron_configs(
         ddp=DistributedDataParallelConfig(**ddp_fields(run)),
         optimizer=OptimizerConfig(**optimizer_fields(run)),
         layer_spec=layer_spec,
-        environment=cuda_environment(run) if platform == "cuda" else {},
-        user_buffers=user_buffers(run, model) if platform == "cuda" else None,
     )
 
 

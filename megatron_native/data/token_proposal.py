@@ -16,8 +16,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 
-from megatron_native.data.tokenizer_extension import check_kind, text_of
-from megatron_native.errors import UserError
+from megatron_native.data.tokenizer_extension import read_byte_level_bpe, text_of
 
 _ARABIC = re.compile(r"[\u0620-\u064a\u0671-\u06d3\u06fa-\u06fc\u0750-\u077f\u08a0-\u08c7]")
 Pair = tuple[str, str]
@@ -44,18 +43,7 @@ def propose_tokens(path: Path, texts: Iterable[str], count: int, minimum: int = 
     Raises:
         UserError: another kind of tokenizer, or one that can't be read.
     """
-    import json
-
-    from tokenizers import Tokenizer
-
-    try:
-        content = path.read_text(encoding="utf-8")
-        check_kind(path, json.loads(content))
-        tokenizer = Tokenizer.from_str(content)
-    except UserError:
-        raise
-    except Exception as error:  # the library raises a bare Exception for a file it can't read
-        raise UserError(f"{path} is not a readable tokenizer.json ({error}).") from error
+    _, tokenizer = read_byte_level_bpe(path)
     pieces: Counter[str] = Counter()
     for text in texts:
         if tokenizer.normalizer is not None:

@@ -114,14 +114,7 @@ def extend_tokenizer(path: Path, tokens: Sequence[str]) -> TokenizerExtension:
         UserError: a tokenizer that is no byte-level BPE, a token that the tokenizer cuts in two before its BPE (a word and
             its mark, two words, a digit beside a letter), or a special token that would be read otherwise.
     """
-    from tokenizers import Tokenizer
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        old = Tokenizer.from_str(json.dumps(content))
-    except Exception as error:  # the library raises a bare Exception for a file it can't read
-        raise UserError(f"{path} is not a readable tokenizer.json ({error}).") from error
-    check_kind(path, content)
+    content, old = read_byte_level_bpe(path)
     vocabulary: dict[str, int] = content["model"]["vocab"]
     ids = old.get_vocab(with_added_tokens=True)
     _enter_added_tokens(content, ids)
@@ -159,8 +152,24 @@ def extend_tokenizer(path: Path, tokens: Sequence[str]) -> TokenizerExtension:
     return extension
 
 
-def check_kind(path: Path, content: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless a tokenizer.json is a byte-level BPE that tokens can be added to."""
+def read_byte_level_bpe(path: Path) -> tuple[dict[str, Any], Any]:
+    """A tokenizer.json that tokens can be added to: its contents, and the `tokenizers` library's tokenizer.
+
+    Raises:
+        UserError: it can't be read, or is no plain byte-level BPE.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content, tokenizer = json.loads(text), Tokenizer.from_str(text)
+    except Exception as error:  # the library raises a bare Exception for a file it can't read
+        raise UserError(f"{path} is not a readable tokenizer.json ({error}).") from error
+    _check_kind(path, content)
+    return content, tokenizer
+
+
+def _check_kind(path: Path, content: Mapping[str, Any]) -> None:
     model = content.get("model") or {}
     kind = model.get("type", "BPE" if "merges" in model else None)
     odd = [

@@ -184,7 +184,7 @@ class Fp8Linear:
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.quantises:
-            return super()._forward_impl(input, weight, *args, **kwargs)  # type: ignore[misc]
+            return super()._forward_impl(input, weight, *args, **kwargs)  # type: ignore[misc]  # of the class after it
         if kwargs["sequence_parallel"]:
             input = gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True, group=self.tp_group)
         elif kwargs["allreduce_dgrad"]:

@@ -41,7 +41,7 @@ def install(config: Any, layers: Collection[int]) -> None:
             return nullcontext()
         return original(config, layer_no, is_init)
 
-    get_fp8_context.is_native = True  # type: ignore[attr-defined]
+    get_fp8_context.is_native = True  # type: ignore[attr-defined]  # a mark, to wrap it once only
     transformer_block.get_fp8_context = get_fp8_context
 
 
@@ -111,9 +111,9 @@ def described(config: Any, modules: Sequence[Any]) -> str:
     return f"fp8 ({'; '.join(parts)})"
 
 
-def begin_step(modules: Sequence[Any]) -> None:
+def begin_step(config: Any, modules: Sequence[Any]) -> None:
     """Before gradients are computed, perhaps again: nothing of an earlier attempt stays in the amax histories."""
-    for history in _histories(modules):
+    for history in _histories(config, modules):
         history.forget()
 
 
@@ -123,7 +123,7 @@ def end_step(config: Any, modules: Sequence[Any], chunks: Sequence[Any]) -> None
     Emulation only; Transformer Engine does both by itself. `chunks` are `modules` in megatron-core's data-parallel
     wrappers.
     """
-    histories = list(_histories(modules))
+    histories = list(_histories(config, modules))
     if histories:
         group = parallel_state.get_amax_reduction_group(
             with_context_parallel=True, tp_only_amax_red=config.tp_only_amax_red
@@ -199,7 +199,9 @@ def _transformer_engine_amaxes(modules: Sequence[Any]) -> Iterator[Tensor]:
                     yield tensor
 
 
-def _histories(modules: Sequence[Any]) -> Iterator[Any]:
+def _histories(config: Any, modules: Sequence[Any]) -> Iterator[Any]:
+    if not config.fp8 or config.fp8_recipe != "delayed":
+        return
     for _, _, linear in linears(modules):
         if isinstance(linear, Fp8Linear) and linear.amax_history is not None:
             yield linear.amax_history

@@ -103,9 +103,19 @@ def shape_of(
     )
 
 
-def hf_shape_of(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` fields of a model's shape, as `shape_of` reads them."""
+def hf_config_of(config: ModelConfig, architecture: str, **own: Any) -> dict[str, Any]:
+    """A `config.json` for a model of a llama-shaped family that was not imported from one.
+
+    Args:
+        config: the model's shape; its family is transformers' `model_type`.
+        architecture: transformers' class.
+        own: what the family says beside the fields that `shape_of` reads.
+    """
     return {
+        "architectures": [architecture],
+        "model_type": config.family,
+        **own,
+        "head_dim": config.kv_channels,
         "hidden_act": "silu",
         "hidden_size": config.hidden_size,
         "initializer_range": config.initializer_range,
@@ -123,14 +133,7 @@ def hf_shape_of(config: ModelConfig) -> dict[str, Any]:
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """A `config.json` for a llama model that was not imported from one."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "attention_bias": False,
-        "head_dim": config.kv_channels,
-        "mlp_bias": False,
-        **hf_shape_of(config),
-    }
+    return hf_config_of(config, "LlamaForCausalLM", attention_bias=False, mlp_bias=False)
 
 
 LLAMA = Family("llama", ("llama",), to_model_config, to_hf_config, WEIGHT_RULES)

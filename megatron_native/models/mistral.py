@@ -12,7 +12,7 @@ from typing import Any
 from megatron_native.config.model import ModelConfig
 from megatron_native.errors import UserError
 from megatron_native.models.family import Family, refuse_sliding_layers, refuse_unless, required_count
-from megatron_native.models.llama import WEIGHT_RULES, hf_shape_of, shape_of
+from megatron_native.models.llama import WEIGHT_RULES, hf_config_of, shape_of
 
 _DEFAULT_WINDOW = 4096
 """transformers' value for an absent `sliding_window`."""
@@ -47,13 +47,7 @@ def _refuse_window(hf: Mapping[str, Any]) -> None:
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """A `config.json` for a mistral model that was not imported from one."""
-    return {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        "head_dim": config.kv_channels,
-        "sliding_window": None,
-        **hf_shape_of(config),
-    }
+    return hf_config_of(config, "MistralForCausalLM", sliding_window=None)
 
 
 MISTRAL = Family("mistral", ("mistral",), to_model_config, to_hf_config, WEIGHT_RULES)

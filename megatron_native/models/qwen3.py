@@ -12,7 +12,7 @@ from typing import Any
 from megatron_native.config.model import ModelConfig
 from megatron_native.models.family import Family, refuse_sliding_layers, refuse_unless, required_count
 from megatron_native.models.llama import WEIGHT_RULES as LLAMA_WEIGHT_RULES
-from megatron_native.models.llama import hf_shape_of, shape_of
+from megatron_native.models.llama import hf_config_of, shape_of
 from megatron_native.models.weight_map import WeightRule
 
 WEIGHT_RULES = (
@@ -44,14 +44,7 @@ def to_model_config(hf: Mapping[str, Any]) -> ModelConfig:
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """A `config.json` for a qwen3 model that was not imported from one."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "attention_bias": False,
-        "head_dim": config.kv_channels,
-        "use_sliding_window": False,
-        **hf_shape_of(config),
-    }
+    return hf_config_of(config, "Qwen3ForCausalLM", attention_bias=False, use_sliding_window=False)
 
 
 QWEN3 = Family("qwen3", ("qwen3",), to_model_config, to_hf_config, WEIGHT_RULES)

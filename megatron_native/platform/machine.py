@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+from importlib import import_module, metadata
 
 from megatron_native.config.megatron import has_nvidia_apex
 from megatron_native.config.requirements import Machine
@@ -29,8 +29,6 @@ def _version(package: str) -> str | None:
     except metadata.PackageNotFoundError:
         pass
     try:
-        import importlib
-
-        return str(importlib.import_module(package.replace("-", "_")).__version__)
+        return str(import_module(package.replace("-", "_")).__version__)
     except (ImportError, AttributeError):
         return None

@@ -24,7 +24,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from megatron_native.training.launch_folder import LaunchFolder
-from megatron_native.training.node_place import NodePlace
+from megatron_native.training.node_place import NodePlace, stderr_file
 from megatron_native.training.restarts import Death
 from megatron_native.training.signals import STOP_SIGNALS
 
@@ -41,6 +41,8 @@ class RankLogs(LogsSpecs):
     def __init__(self, place: NodePlace) -> None:
         super().__init__()
         self._place = place
+        if place.logs is not None:
+            stderr_file(place.logs, 0).parent.mkdir(parents=True, exist_ok=True)
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Where the streams of the local ranks go."""

@@ -331,7 +331,7 @@ def load_weights(folder: Path, model: TrainableModel) -> None:
         load_model_weights(folder, modules)
         model.optimizer.reload_model_params()
         return
-    _require_keys(folder, sharded_state.model_state(modules))
+    _require_keys(TorchDistReader(folder), sharded_state.model_state(modules))
     loaded, weights = read_weights(folder, modules)
     sharded_state.put_model_state(modules, loaded)
     refill_masters(model.optimizer, weights)
@@ -345,7 +345,7 @@ def load_model_weights(folder: Path, modules: Sequence[Any]) -> None:
         UserError: the checkpoint lacks a weight of the model, or has it in another shape.
     """
     state = sharded_state.model_state(modules)
-    _require_keys(folder, state)
+    _require_keys(TorchDistReader(folder), state)
     sharded_state.put_model_state(modules, dist_checkpointing.load(state, str(folder)))
 
 
@@ -366,7 +366,7 @@ def load_checkpoint(folder: Path, model: TrainableModel, reset_optimizer: bool =
         UserError: the checkpoint is incomplete, or was saved without optimizer state and that is not reset.
     """
     layout.check_complete(folder)
-    reader = TorchDistReader(folder)
+    reader, common = TorchDistReader(folder), read_common(folder)
     if not any(key.startswith("optimizer.") for key in reader.tensors):
         if not reset_optimizer:
             raise UserError(
@@ -375,16 +375,16 @@ def load_checkpoint(folder: Path, model: TrainableModel, reset_optimizer: bool =
             )
         load_weights(folder, model)
     else:
-        _load_everything(folder, model, reader)
+        _load_everything(model, reader, common)
     if reset_optimizer:
         sharded_state.reset_moments(model.optimizer)
-    return dict(read_common(folder)["progress"])
+    return dict(common["progress"])
 
 
-def _load_everything(folder: Path, model: TrainableModel, reader: TorchDistReader) -> None:
+def _load_everything(model: TrainableModel, reader: TorchDistReader, common: dict[str, Any]) -> None:
     state = sharded_state.model_state(model.modules)
-    _require_keys(folder, state)
-    sharded_state.refuse_missing_groups(model.optimizer, read_common(folder).get("optimizer", {}), folder)
+    _require_keys(reader, state)
+    sharded_state.refuse_missing_groups(model.optimizer, common.get("optimizer", {}), reader.folder)
     sharded_state.prepare_torch_adam_for_loading(model.optimizer)
     flat = sharded_state.flat_model_state(state)
     with _short_collections():
@@ -393,7 +393,7 @@ def _load_everything(folder: Path, model: TrainableModel, reader: TorchDistReade
     same_layout = any(key.startswith(f"{rng.unique_key}") for key in reader.objects)
     if same_layout:
         state[sharded_state.RNG_KEY] = rng
-    loaded = dist_checkpointing.load(state, str(folder))
+    loaded = dist_checkpointing.load(state, str(reader.folder))
     sharded_state.put_model_state(model.modules, loaded)
     sharded_state.add_missing_groups(model.optimizer, loaded["optimizer"])
     model.optimizer.load_state_dict(loaded["optimizer"])
@@ -403,12 +403,12 @@ def _load_everything(folder: Path, model: TrainableModel, reader: TorchDistReade
         sharded_state.set_rng_state(loaded[sharded_state.RNG_KEY])
 
 
-def _require_keys(folder: Path, state: dict[str, Any]) -> None:
+def _require_keys(reader: TorchDistReader, state: dict[str, Any]) -> None:
     """Refuse a checkpoint that lacks a weight or has it in another shape, before megatron-core tries to read it."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-    tensors = TorchDistReader(folder).tensors
+    folder, tensors = reader.folder, reader.tensors
     for tensor in nested_values(state):
         if not isinstance(tensor, ShardedTensor):
             continue

@@ -97,7 +97,7 @@ def _in_bf16(linear: Any, arguments: tuple[Any, ...]) -> Tensor:
     if isinstance(linear, Fp8Linear):
         linear.quantises = False
         try:
-            return linear.forward(*arguments)[0]  # type: ignore[attr-defined]
+            return linear.forward(*arguments)[0]  # type: ignore[attr-defined]  # of the class after Fp8Linear
         finally:
             linear.quantises = True
     with import_module("transformer_engine.pytorch").fp8_autocast(enabled=False):

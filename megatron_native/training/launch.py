@@ -28,6 +28,7 @@ from megatron_native.config.run import RunConfig
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, UserError
 from megatron_native.training.incidents import GAVE_UP, RANK_DIED, RESTART, STOP_REQUESTED, Incidents
 from megatron_native.training.launch_folder import FOLDER_VARIABLE, LaunchFolder
+from megatron_native.training.node_place import NodePlace
 from megatron_native.training.restarts import Death, RestartPolicy
 from megatron_native.training.run_lock import HELD_VARIABLE, STALE_SECONDS, RunLock
 from megatron_native.training.signals import STOP_SIGNALS
@@ -86,7 +87,7 @@ def _train(config: Path, overrides: Sequence[str]) -> int:
         return EXIT_DONE
     with _lock_of_rank(run.run_dir):
         if LaunchFolder.of_environment() is None and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            check_data(run)
+            _check_data(run)
         from megatron_native.platform import start_platform, stop_platform
 
         platform = start_platform(run.platform, cuda_environment=cuda_environment(run))
@@ -141,22 +142,63 @@ def launch_local(config: Path, overrides: Sequence[str], processes: int, worker:
         UserError: the configuration does not fit or another run works in the folder (found before anything starts), or a
             rank met a user error.
     """
+    return launch_ranks(config, overrides, processes, worker, lambda run, folder: _restarts(run, folder, processes))
+
+
+def launch_ranks(
+    config: Path,
+    overrides: Sequence[str],
+    processes: int,
+    worker: Sequence[str],
+    restarts: Callable[[RunConfig, LaunchFolder], Callable[[list[Death]], bool]],
+    place: NodePlace | None = None,
+    run_id: str | None = None,
+) -> int:
+    """Check what can be checked, run this machine's ranks, and turn what they left into an exit code.
+
+    Args:
+        config: the run's YAML file.
+        overrides: settings that override the file's.
+        processes: how many ranks this machine has, and every other.
+        worker: arguments of Python that make it a rank; `--config`, the file and the overrides follow them.
+        restarts: what `agent.run_ranks` asks after deaths, made for the run and the folder that its ranks share with us.
+        place: this node among several, or None on one machine.
+        run_id: what all nodes of the run call it, where there are several.
+
+    Raises:
+        UserError: see `launch_local`.
+    """
     run = load_run_config(config, overrides)
     if processes < 1:
         raise UserError(f"--nproc {processes}: a run needs at least one process.")
     from megatron_native.training.shape import read_model
 
-    check_layout(run, read_model(run), processes)
+    check_layout(run, read_model(run), processes * (1 if place is None else place.nodes))
     if is_finished(run):
         return EXIT_DONE
-    with RunLock(run.run_dir, patience=STALE_SECONDS), tempfile.TemporaryDirectory(prefix="megatron-native-") as shared:
-        check_data(run)
+    locks = place is None or place.rank == 0
+    lock: AbstractContextManager[Any] = RunLock(run.run_dir, patience=STALE_SECONDS) if locks else nullcontext()
+    with lock, tempfile.TemporaryDirectory(prefix="megatron-native-") as shared:
+        _check_data(run)
         folder = LaunchFolder(Path(shared))
-        with launch_environment(run, folder, processes):
-            return _supervise(run, [*worker, "--config", str(config), *overrides], processes, folder)
+        arguments = [*worker, "--config", str(config), *overrides]
+        with _launch_environment(run, folder, processes):
+            from megatron_native.platform.quiet import silence_libraries
+
+            silence_libraries()
+            from megatron_native.training.agent import run_ranks
+
+            logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+            succeeded = run_ranks(arguments, processes, folder, restarts(run, folder), place, run_id)
+        error = folder.user_error()
+        if error is not None:
+            raise error
+        if folder.wants_requeue():
+            return EXIT_REQUEUE
+        return EXIT_DONE if succeeded else EXIT_FAILURE
 
 
-def check_data(run: RunConfig) -> None:
+def _check_data(run: RunConfig) -> None:
     """Refuse damaged or foreign data before any device is touched; once a node."""
     from megatron_native.data.startup_check import check_datasets
     from megatron_native.training.shape import read_model
@@ -165,7 +207,7 @@ def check_data(run: RunConfig) -> None:
 
 
 @contextmanager
-def launch_environment(run: RunConfig, folder: LaunchFolder, processes: int) -> Iterator[None]:
+def _launch_environment(run: RunConfig, folder: LaunchFolder, processes: int) -> Iterator[None]:
     """The environment in which ranks are started: they find their launcher's folder and know that the run is locked."""
     os.environ[FOLDER_VARIABLE] = str(folder.path)
     os.environ[HELD_VARIABLE] = str(run.run_dir.resolve())
@@ -185,14 +227,8 @@ def with_this_package(environment: Mapping[str, str]) -> dict[str, str]:
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, [package_root, there]))}
 
 
-def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder: LaunchFolder) -> int:
-    """Run the ranks, start them again after deaths, and turn what they left into the run's exit code."""
-    from megatron_native.platform.quiet import silence_libraries
-
-    silence_libraries()
-    from megatron_native.training.agent import run_ranks
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+def _restarts(run: RunConfig, folder: LaunchFolder, processes: int) -> Callable[[list[Death]], bool]:
+    """What decides after deaths whether all ranks start again, and writes down why."""
     incidents = Incidents(run.run_dir / "incidents.jsonl")
     policy = RestartPolicy(run.run_dir, processes, run.faults.max_restarts)
 
@@ -215,13 +251,7 @@ def _supervise(run: RunConfig, arguments: Sequence[str], processes: int, folder:
         incidents.record(RESTART if verdict.restart else GAVE_UP, verdict.message, details=details)
         return verdict.restart
 
-    succeeded = run_ranks(arguments, processes, folder, restarts_after)
-    error = folder.user_error()
-    if error is not None:
-        raise error
-    if folder.wants_requeue():
-        return EXIT_REQUEUE
-    return EXIT_DONE if succeeded else EXIT_FAILURE
+    return restarts_after
 
 
 def died_of_a_stop(deaths: Sequence[Death], folder: LaunchFolder) -> bool:

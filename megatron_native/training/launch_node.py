@@ -6,30 +6,19 @@ job is queued again instead, with a check of its nodes (`megatron_native/slurm/`
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_native.config.layout import check_layout
-from megatron_native.config.load import load_run_config
-from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, RunStoppedError, UserError
-from megatron_native.training.launch import (
-    PRETRAIN,
-    check_data,
-    died_of_a_stop,
-    is_finished,
-    launch_environment,
-)
+from megatron_native.config.run import RunConfig
+from megatron_native.errors import EXIT_DONE, EXIT_REQUEUE, RunStoppedError, UserError
+from megatron_native.training.launch import PRETRAIN, died_of_a_stop, launch_ranks
 from megatron_native.training.launch_folder import LaunchFolder
-from megatron_native.training.node_place import NodeOutcome, NodePlace, State, died
+from megatron_native.training.node_place import NodeOutcome, NodePlace, State
 from megatron_native.training.restarts import Death
-from megatron_native.training.run_lock import STALE_SECONDS, RunLock
 
 
 @dataclass
@@ -40,6 +29,25 @@ class _Deaths:
     when: float | None = None
     stopping: bool = False
     """Whether the run was stopping as asked."""
+
+    def noting(self, run: RunConfig, folder: LaunchFolder) -> Callable[[list[Death]], bool]:
+        """For `launch_ranks`: deaths are noted, and nothing is started again."""
+
+        def restarts_after(deaths: list[Death]) -> bool:
+            self.deaths, self.when = deaths, time.time()
+            if not folder.has_outcome() and died_of_a_stop(deaths, folder):
+                folder.leave_requeue(deaths[0].rank)
+            self.stopping = folder.stop_requested() is not None
+            return False
+
+        return restarts_after
+
+    def leave(self, place: NodePlace, state: State, message: str) -> None:
+        """The node's outcome under `place.logs`."""
+        if place.logs is not None:
+            deaths = [vars(death) for death in self.deaths]
+            outcome = NodeOutcome(place.rank, socket.gethostname(), state, message, deaths, self.when or time.time())
+            outcome.write(place.logs)
 
 
 def launch_node(
@@ -61,67 +69,21 @@ def launch_node(
         UserError: the configuration does not fit or another run works in the folder (found before anything starts), or a
             rank met a user error.
     """
-    seen, host = _Deaths(), socket.gethostname()
+    seen = _Deaths()
+    run_id = f"{os.environ.get('SLURM_JOB_ID', place.endpoint)}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     try:
-        code = _launch(config, overrides, processes, place, worker, seen)
+        code = launch_ranks(config, overrides, processes, worker, seen.noting, place, run_id)
     except UserError as error:
-        state: State = "stopped" if isinstance(error, RunStoppedError) else "user_error"
-        _leave(place, died(place, host, state, str(error), seen.deaths, seen.when))
+        seen.leave(place, "stopped" if isinstance(error, RunStoppedError) else "user_error", str(error))
         raise
-    state = {EXIT_DONE: "done", EXIT_REQUEUE: "requeue"}.get(code, "stopping" if seen.stopping else "failed")  # type: ignore[assignment]
-    _leave(place, died(place, host, state, str(seen.deaths[0]) if seen.deaths else "", seen.deaths, seen.when))
+    seen.leave(place, _state(code, seen.stopping), str(seen.deaths[0]) if seen.deaths else "")
     return code
 
 
-def _leave(place: NodePlace, outcome: NodeOutcome) -> None:
-    if place.logs is not None:
-        outcome.write(place.logs)
-
-
-def _launch(
-    config: Path, overrides: Sequence[str], processes: int, place: NodePlace, worker: Sequence[str], seen: _Deaths
-) -> int:
-    run = load_run_config(config, overrides)
-    if processes < 1:
-        raise UserError(f"--nproc {processes}: a node needs at least one process.")
-    from megatron_native.training.shape import read_model
-
-    check_layout(run, read_model(run), processes * place.nodes)
-    if is_finished(run):
-        return EXIT_DONE
-    lock = RunLock(run.run_dir, patience=STALE_SECONDS) if place.rank == 0 else nullcontext()
-    with lock, tempfile.TemporaryDirectory(prefix="megatron-native-") as shared:
-        check_data(run)
-        folder = LaunchFolder(Path(shared))
-        with launch_environment(run, folder, processes):
-            succeeded = _run([*worker, "--config", str(config), *overrides], processes, place, folder, seen)
-        error = folder.user_error()
-        if error is not None:
-            raise error
-        if folder.wants_requeue():
-            return EXIT_REQUEUE
-        return EXIT_DONE if succeeded else EXIT_FAILURE
-
-
-def _run(arguments: Sequence[str], processes: int, place: NodePlace, folder: LaunchFolder, seen: _Deaths) -> bool:
-    """Run the ranks; whether all ended with 0."""
-    from megatron_native.platform.quiet import silence_libraries
-
-    silence_libraries()
-    from megatron_native.training.agent import run_ranks
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-
-    def restarts_after(deaths: list[Death]) -> bool:
-        seen.deaths, seen.when = deaths, time.time()
-        if not folder.has_outcome() and died_of_a_stop(deaths, folder):
-            folder.leave_requeue(deaths[0].rank)
-        seen.stopping = folder.stop_requested() is not None
-        return False
-
-    if place.logs is not None:
-        (place.logs / "stderr").mkdir(parents=True, exist_ok=True)
-    job = os.environ.get("SLURM_JOB_ID", place.endpoint)
-    return run_ranks(
-        arguments, processes, folder, restarts_after, place, f"{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    )
+def _state(code: int, stopping: bool) -> State:
+    """How a node has ended that no error of the user's ended."""
+    if code == EXIT_DONE:
+        return "done"
+    if code == EXIT_REQUEUE:
+        return "requeue"
+    return "stopping" if stopping else "failed"

@@ -31,7 +31,7 @@ _KEPT = ("stage", "created", "parameters_hash", "prompt_hash", "worker", "licenc
 
 
 class RunLineage:
-    """The account of one run, kept while it goes on.
+    """The account of one run, kept by its main process while it goes on.
 
     Args:
         run: its configuration.

@@ -8,15 +8,12 @@ wants to go on from one whose ranks were ended because another node's died.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megatron_native.errors import UserError
 from megatron_native.manifest import write_json
-from megatron_native.training.restarts import Death
 
 State = Literal["done", "requeue", "user_error", "stopped", "stopping", "failed"]
 """How the ranks of a node ended: through; saved, and want to go on; on an error of the user's; because a rule stopped the run;
@@ -77,13 +74,6 @@ class NodeOutcome:
         """Leave it under the folder of logs."""
         (logs / "outcomes").mkdir(parents=True, exist_ok=True)
         write_json(logs / "outcomes" / f"node_{self.node_rank:05d}.json", asdict(self))
-
-
-def died(
-    place: NodePlace, host: str, state: State, message: str, deaths: Sequence[Death], when: float | None
-) -> NodeOutcome:
-    """The outcome of a node whose ranks did not end by themselves; `when` is now where it is None."""
-    return NodeOutcome(place.rank, host, state, message, [vars(death) for death in deaths], when or time.time())
 
 
 def read_outcomes(logs: Path) -> list[NodeOutcome]:

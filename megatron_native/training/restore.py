@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def restore(
         if "adopted" not in branched.monitors:  # an adopted run's schedule goes on
             branched.progress.schedule_steps = 0
         return branched
-    _keep_in_bf16(run, model, ())
+    _keep_in_bf16(run, model, None)
     if run.model.checkpoint is not None:
         layout.check_complete(run.model.checkpoint)
         checkpoints.load_weights(run.model.checkpoint, model)
@@ -103,17 +103,17 @@ def _newest(run: RunConfig, platform: Platform, say: Callable[[str], None], inci
     return None if found[0] is None else Path(found[0])
 
 
-def _keep_in_bf16(run: RunConfig, model: TrainableModel, moved: Iterable[str]) -> None:
-    """Before weights are loaded, and rounded where they are kept in FP8: which layers aren't, those that were moved too."""
-    if run.training.precision == "fp8":
-        layers = {*run.fp8.bf16_layers, *map(int, moved)}
-        set_bf16_layers(model.configs.transformer, model.modules, layers)
+def _keep_in_bf16(run: RunConfig, model: TrainableModel, folder: Path | None) -> None:
+    """Before weights are loaded, and rounded where they are kept in FP8: which layers aren't, moved ones too."""
+    if run.training.precision != "fp8":
+        return
+    conscience = (read_common(folder).get("progress", {}).get("conscience") or {}) if folder is not None else {}
+    layers = {*run.fp8.bf16_layers, *map(int, conscience.get("moved", ()))}
+    set_bf16_layers(model.configs.transformer, model.modules, layers)
 
 
 def _resumed(folder: Path, run: RunConfig, model: TrainableModel) -> Restored:
-    layout.check_complete(folder)
-    conscience = read_common(folder).get("progress", {}).get("conscience") or {}
-    _keep_in_bf16(run, model, conscience.get("moved", ()))
+    _keep_in_bf16(run, model, folder)
     state = checkpoints.load_checkpoint(folder, model)
     progress = Progress(**state["position"])
     return Restored(progress, read_ledger(folder), folder, folder, fresh=False, monitors=state)

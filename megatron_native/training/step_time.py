@@ -98,17 +98,13 @@ class StepClock:
 
     Args:
         device: CUDA measures by events, the CPU by its clock.
-        annotate: gives a context for a part by its name, entered while the part lasts, such as an NVTX range.
         now: seconds by a clock that never goes back.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        annotate: Callable[[str], Any] | None = None,
-        now: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._device, self.annotate, self._now = device, annotate, now
+    def __init__(self, device: torch.device, now: Callable[[], float] = time.perf_counter) -> None:
+        self._device, self._now = device, now
+        self.annotate: Callable[[str], Any] | None = None
+        """Gives a context for a part by its name, entered while the part lasts, such as an NVTX range."""
         self._stack: list[tuple[str, Part, Any]] = []
         self._marks: list[tuple[Part, Any]] = []
         self._step: int | None = None

@@ -91,7 +91,7 @@ class Trainer:
         self.early_stop = EarlyStop(run.evaluation.early_stop)
         self.conscience = Conscience(run, self.model, self.incidents)
         self._restore_monitors(self.restored.monitors)
-        self.lineage = RunLineage(run, self.restored.folder)
+        self.lineage = RunLineage(run, self.restored.folder) if platform.is_main else None
         self.checkpointer = Checkpointer(run.run_dir, run.checkpointing, self.say)
         self.metrics = Metrics(
             run.run_dir / "metrics.jsonl", self.course.total_steps, self.progress.step, run.logging.interval,
@@ -205,7 +205,7 @@ class Trainer:
         def compute() -> StepResult:
             nonlocal logits
             self.watchdog.at(plan.step, "forward and backward")
-            fp8_layers.begin_step(self.model.modules)
+            fp8_layers.begin_step(self.model.configs.transformer, self.model.modules)
             logits = self._observe_logits(measured)
             return compute_gradients(self.model.chunks, self.model.optimizer, batches, self.platform.device)
 
@@ -324,7 +324,8 @@ class Trainer:
             scores = self.evaluation.measure(self.model.chunks)
         self.metrics.evaluation(self.progress.step, scores, time.monotonic() - started)
         figures = {name: score.bits_per_byte for name, score in scores.items()}
-        self.lineage.evaluated(self.progress.step, figures)
+        if self.lineage is not None:
+            self.lineage.evaluated(self.progress.step, figures)
         for verdict in self.forgetting.judge(self.progress.step, figures):
             self.incidents.record(kinds.HELDOUT_RULE, verdict.message, self.progress.step)
             if verdict.action == "reweight" and self.course.ledger.segments:
@@ -352,7 +353,7 @@ class Trainer:
         self.watchdog.at(self.progress.step, "saving")
         self.conscience.begin_save(self.progress.step)
         run_files = {"config.yaml": dump_run_config(self.run), "ledger.json": self.course.ledger.dumps()}
-        run_files["lineage.json"] = self.lineage.text(self.course) if self.platform.is_main else ""
+        run_files["lineage.json"] = "" if self.lineage is None else self.lineage.text(self.course)
         if self._lengthened:
             run_files["model.json"] = self.model_config.model_dump_json(indent=2) + "\n"
         state = {
@@ -482,5 +483,3 @@ def documents_of(data: RunData, plan: StepPlan) -> dict[str, list[int]]:
         name, spans = data.spans(number)
         found.setdefault(name, set()).update(span.document for span in spans)
     return {name: sorted(documents) for name, documents in found.items()}
-
-

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from megatron_native.config.environment import check_environment, cuda_environment
-from megatron_native.config.megatron import megatron_configs
+from megatron_native.config.megatron import transformer_fields
 from megatron_native.errors import UserError
 from tests.config.models import LLAMA3_8B, run_of
+from tests.distributed import REPOSITORY
 
 EXACT = {"NCCL_ALGO": "Ring", "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+START = """
+import json, os, sys
+from megatron_native.platform import start_platform
+start_platform("cpu", cuda_environment=json.loads(sys.argv[1]))
+print(json.dumps(dict(os.environ)))
+"""
 
 
 @pytest.mark.parametrize(
@@ -83,5 +94,10 @@ def test_the_exact_mode_is_refused_where_the_environment_undoes_it(
 
 def test_the_cpu_gets_none_of_it() -> None:
     run = run_of(parallel={"tensor_model_parallel_size": 2, "sequence_parallel": True, "tp_comm_overlap": True})
-    configs = megatron_configs(run, LLAMA3_8B, "cpu", "torch")
-    assert (configs.environment, configs.user_buffers) == ({}, None)
+    assert transformer_fields(run, LLAMA3_8B, "cpu", "torch")["tp_comm_overlap"] is False
+    wanted = cuda_environment(run)
+    environment = {name: value for name, value in os.environ.items() if name not in wanted}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    started = [sys.executable, "-c", START, json.dumps(wanted)]
+    there = subprocess.run(started, env=environment, capture_output=True, text=True, check=True).stdout
+    assert not wanted.keys() & json.loads(there.splitlines()[-1]).keys()

@@ -6,24 +6,13 @@ from typing import Any
 
 import pytest
 
+from megatron_native.config.environment import cuda_environment
 from megatron_native.config.layout import check_layout
 from megatron_native.config.megatron import ddp_fields, megatron_configs, optimizer_fields, transformer_fields
-from megatron_native.config.model import ModelConfig
-from megatron_native.config.run import RunConfig
+from megatron_native.config.user_buffers import user_buffers
 from megatron_native.errors import UserError
-
-MODEL = ModelConfig(
-    family="llama", num_layers=32, hidden_size=4096, ffn_hidden_size=14336, num_attention_heads=32, num_query_groups=8,
-    kv_channels=128, vocab_size=128256, max_position_embeddings=8192, norm_epsilon=1e-5, rotary_base=500000.0,
-)  # fmt: skip
-
-
-def run_of(**sections: Any) -> RunConfig:
-    raw = {
-        "run_dir": "runs/x", "model": {"checkpoint": "c"}, "data": {"blend": [{"prefix": "p"}]},
-        "training": {"steps": 10, "global_batch_size": 64},
-    }  # fmt: skip
-    return RunConfig.model_validate({**raw, **sections})
+from tests.config.models import LLAMA3_8B as MODEL
+from tests.config.models import run_of
 
 
 def test_the_platforms_differ_in_the_named_fields_only() -> None:
@@ -109,11 +98,12 @@ def test_without_apex_gradients_are_added_up_by_torch() -> None:
 
 
 def test_one_function_decides_everything() -> None:
-    """The plain torch layers can be resolved for CUDA here: with the environment, and without buffers to overlap through."""
-    configs = megatron_configs(run_of(layer_spec="torch"), MODEL, "cuda", "torch")
+    """The plain torch layers can be resolved for CUDA here."""
+    run = run_of(layer_spec="torch")
+    configs = megatron_configs(run, MODEL, "cuda", "torch")
     assert configs.transformer.num_layers == 32 and configs.ddp.use_distributed_optimizer
     assert configs.optimizer.weight_decay == 0.1
-    assert configs.environment["NCCL_NVLS_ENABLE"] == "0" and configs.user_buffers is None
+    assert cuda_environment(run)["NCCL_NVLS_ENABLE"] == "0" and user_buffers(run, MODEL) is None
 
 
 @pytest.mark.parametrize(("virtual", "overlap"), [(None, False), (2, True)])
@@ -150,4 +140,4 @@ def test_a_possible_layout_is_let_through() -> None:
 
 def test_model_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        MODEL.num_layers = 3  # type: ignore[misc]
+        MODEL.num_layers = 3  # type: ignore[misc]  # what must not be done

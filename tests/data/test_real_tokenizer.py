@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,9 @@ def news_texts() -> list[str]:
 
 
 @pytest.mark.parametrize("texts_of", [quickstart_texts, news_texts])
-def test_ids_equal_those_of_transformers(tmp_path: Path, texts_of: object) -> None:
+def test_ids_equal_those_of_transformers(tmp_path: Path, texts_of: Callable[[], list[str]]) -> None:
     folder = smollm2()
-    texts = texts_of()  # type: ignore[operator]
+    texts = texts_of()
     # A literal separator inside a text stays text.
     texts = [*texts, "نص فيه <|endoftext|> مكتوبا كما هو، ثم <|im_start|> أيضا."]
     source = tmp_path / "texts.jsonl"

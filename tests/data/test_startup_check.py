@@ -8,6 +8,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,8 @@ from tests.data.planted_datasets import VOCABULARY, complete_dataset, documents,
 from tests.data.small_tokenizers import SENTENCES, write_llama3, write_sentencepiece, write_smollm
 
 LENGTHS = (7, 30, 1, 0, 12, 400)
-
-
-class Model:
-    """All that the check asks of a model."""
-
-    vocab_size = VOCABULARY
+Model: Any = SimpleNamespace(vocab_size=VOCABULARY)
+"""All that the check asks of a model."""
 
 
 def run_of(folder: Path, *prefixes: Path, mode: str = "sampled", **more: Any) -> RunConfig:
@@ -44,7 +41,7 @@ def run_of(folder: Path, *prefixes: Path, mode: str = "sampled", **more: Any) ->
 
 
 def check(run: RunConfig, **options: Any) -> dict[Path, dict[str, Any]]:
-    return check_datasets(run, Model, lambda line: None, **options)  # type: ignore[arg-type]
+    return check_datasets(run, Model, lambda line: None, **options)
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ def write_at(path: Path, offset: int, content: bytes) -> None:
 @pytest.mark.parametrize("mode", ["sampled", "full"])
 def test_a_whole_dataset_passes_and_is_described(tmp_path: Path, whole: Path, mode: str) -> None:
     said: list[str] = []
-    found = check_datasets(run_of(tmp_path, whole, mode=mode), Model, said.append)  # type: ignore[arg-type]
+    found = check_datasets(run_of(tmp_path, whole, mode=mode), Model, said.append)
     assert list(found) == [whole]
     fact = found[whole]
     expected = {
@@ -75,7 +72,7 @@ def test_a_whole_dataset_passes_and_is_described(tmp_path: Path, whole: Path, mo
 def test_a_dataset_without_a_manifest_passes_and_it_is_said(tmp_path: Path) -> None:
     prefix = write_dataset(tmp_path / "bare", documents(*LENGTHS))
     said: list[str] = []
-    found = check_datasets(run_of(tmp_path, prefix), Model, said.append)  # type: ignore[arg-type]
+    found = check_datasets(run_of(tmp_path, prefix), Model, said.append)
     assert not found[prefix]["manifest"]
     assert "no manifest" in said[0]
 
@@ -234,8 +231,8 @@ def test_the_tokenizer_that_travels_with_the_model_is_accepted(tmp_path: Path, c
     there = shutil.copytree(checkpoint / "run" / "tokenizer", tmp_path / "where-it-came-from")
     prefix = complete_dataset(tmp_path / "a", documents(*LENGTHS), tokenizer=tokenizer_facts(there))
     run = run_of(tmp_path, prefix, model={"checkpoint": str(checkpoint)})
-    Enough = type("Enough", (), {"vocab_size": 700})
-    found = check_datasets(run, Enough, lambda line: None)  # type: ignore[arg-type]
+    Enough: Any = type("Enough", (), {"vocab_size": 700})
+    found = check_datasets(run, Enough, lambda line: None)
     assert found[prefix]["tokenizer"] == tokenizer_facts(there)["hash"]
 
 
@@ -355,9 +352,9 @@ def test_a_file_of_another_time_is_checked_again(tmp_path: Path, whole: Path, lo
 
 def test_another_vocabulary_is_checked_again(tmp_path: Path, whole: Path) -> None:
     check(run_of(tmp_path, whole))
-    Smaller = type("Smaller", (), {"vocab_size": 20})
+    Smaller: Any = type("Smaller", (), {"vocab_size": 20})
     with pytest.raises(UserError, match="an embedding of 20 ids"):
-        check_datasets(run_of(tmp_path, whole), Smaller, lambda line: None)  # type: ignore[arg-type]
+        check_datasets(run_of(tmp_path, whole), Smaller, lambda line: None)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "something else"}'])

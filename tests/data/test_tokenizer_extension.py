@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -129,9 +130,9 @@ def test_the_encoding_is_the_old_one_with_the_new_merges_on_top(base: Path, tmp_
 
 
 @pytest.mark.parametrize("texts_of", [quickstart_texts, news_texts])
-def test_real_text_keeps_every_id_but_those_of_new_tokens(tmp_path: Path, texts_of: object) -> None:
+def test_real_text_keeps_every_id_but_those_of_new_tokens(tmp_path: Path, texts_of: Callable[[], list[str]]) -> None:
     path = smollm2() / "tokenizer.json"
-    texts = texts_of()[:300]  # type: ignore[operator]
+    texts = texts_of()[:300]
     extension = extend_tokenizer(path, [" السعودية", " في", " من", " على", " التي", "كتاب", " الملك"])
     old, new = opened(path), opened(saved(tmp_path / "new", extension))
     old_ids = {token.id: list(token.sub_tokens) for token in extension.tokens}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -122,8 +123,8 @@ def test_every_block_has_its_own_power_of_two() -> None:
     assert torch.equal(rows[1:], quantise_blocks(matrix[1:], E4M3, (1, 128)).dequantised())
 
 
-def history(length: int, algorithm: str = "max", margin: int = 0) -> AmaxHistory:
-    return AmaxHistory(Recipe("delayed", E4M3, E5M2, margin, length, algorithm))  # type: ignore[arg-type]
+def history(length: int, algorithm: Literal["max", "most_recent"] = "max", margin: int = 0) -> AmaxHistory:
+    return AmaxHistory(Recipe("delayed", E4M3, E5M2, margin, length, algorithm))
 
 
 def follow(amaxes: AmaxHistory, largest: list[float]) -> list[float]:

@@ -94,7 +94,7 @@ class Gate:
                 time.sleep(0.01)
             return self._write(*arguments)
 
-        checkpoints.write_planned = write  # type: ignore[assignment]
+        checkpoints.write_planned = write  # type: ignore[assignment]  # of any arguments
 
     def open(self) -> None:
         self.path.touch()

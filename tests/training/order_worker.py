@@ -31,7 +31,7 @@ def main(description: Path) -> None:
                 file.write(json.dumps([trainer.progress.step + 1, number, digest.hexdigest()]) + "\n")
             return sample
 
-        trainer.data.sample = noted  # type: ignore[method-assign]
+        trainer.data.sample = noted  # type: ignore[method-assign]  # reads, and notes what
         trainer.fit()
         leave_groups()
 

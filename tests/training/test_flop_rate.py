@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from megatron_native.config.model import ModelConfig
@@ -49,6 +51,8 @@ def test_without_a_peak_there_is_no_utilisation() -> None:
         ("NVIDIA H100 80GB HBM3", "fp32", None), ("Tesla T4", "bf16", None),
     ],
 )  # fmt: skip
-def test_peaks_are_the_makers_of_that_form_of_the_gpu(name: str, precision: str, tflops: float | None) -> None:
-    peak = known_peak(precision, name)  # type: ignore[arg-type]
+def test_peaks_are_the_makers_of_that_form_of_the_gpu(
+    name: str, precision: Literal["fp32", "bf16", "fp8"], tflops: float | None
+) -> None:
+    peak = known_peak(precision, name)
     assert (None if peak is None else peak.tflops) == tflops

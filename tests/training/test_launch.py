@@ -172,15 +172,21 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stop_before_the_ranks_listened_is_an_incident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ranks(arguments: Any, processes: int, folder: LaunchFolder, restarts_after: Callable[[list[Death]], bool]) -> bool:
+    def ranks(
+        arguments: Any,
+        processes: int,
+        folder: LaunchFolder,
+        restarts_after: Callable[[list[Death]], bool],
+        *several: Any,
+    ) -> bool:
         folder.request_stop("SIGTERM")
         assert not restarts_after([Death(1, -signal.SIGTERM)])
         return False
 
     monkeypatch.setattr("megatron_native.training.agent.run_ranks", ranks)
-    (tmp_path / "shared").mkdir()
-    run = load_run_config(write_config(tmp_path), [])
-    assert launch._supervise(run, [], 2, LaunchFolder(tmp_path / "shared")) == 75
+    for name in ("OMP_NUM_THREADS", "PYTHONPATH"):  # which the launcher sets for its ranks
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    assert launch.launch_local(write_config(tmp_path), [], 2) == 75
     (event,) = read_json_lines(tmp_path / "run" / "incidents.jsonl")
     assert event["kind"] == "stop_requested"
     assert "SIGTERM while the ranks were starting" in event["message"]

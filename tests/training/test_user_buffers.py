@@ -25,9 +25,10 @@ class Mode(enum.Enum):
 def engine(refusal: str | None = None) -> tuple[Any, list[dict[str, Any]]]:
     asked: list[dict[str, Any]] = []
 
-    def initialize_ub(  # type: ignore[no-untyped-def]
-        shape, tp_size, use_fp8=False, quantization_modes=None, dtype=None, ub_cfgs=None, bootstrap_backend=None
-    ):
+    def initialize_ub(
+        shape: Any, tp_size: Any, use_fp8: Any = False, quantization_modes: Any = None, dtype: Any = None,
+        ub_cfgs: Any = None, bootstrap_backend: Any = None,
+    ) -> None:  # fmt: skip
         assert refusal is None, refusal
         asked.append({
             "shape": shape, "tp_size": tp_size, "modes": quantization_modes, "ub_cfgs": ub_cfgs, "by": bootstrap_backend,
@@ -60,8 +61,9 @@ def test_without_transformer_engine_the_setting_is_refused() -> None:
 
 
 def test_layers_go_without_buffers_inside_and_with_them_after() -> None:
-    layer, plain = nn.Linear(2, 2), nn.Linear(2, 2)
-    layer.ub_overlap_ag_fprop, layer.ub_bulk_wgrad, layer.ub_overlap_rs_fprop = True, True, False  # type: ignore[assignment]
+    plain = nn.Linear(2, 2)
+    layer: Any = nn.Linear(2, 2)
+    layer.ub_overlap_ag_fprop, layer.ub_bulk_wgrad, layer.ub_overlap_rs_fprop = True, True, False
     chunk = nn.Sequential(layer, plain)
     with pytest.raises(ZeroDivisionError), without_user_buffers([chunk]):
         assert (layer.ub_overlap_ag_fprop, layer.ub_bulk_wgrad, layer.ub_overlap_rs_fprop) == (False, False, False)

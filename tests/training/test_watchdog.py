@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,9 +100,9 @@ def stalled(
     )  # fmt: skip
 
 
-def wait_for(condition: object) -> None:
+def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -162,12 +163,12 @@ def test_a_report_is_asked_of_ranks_that_have_not_noticed_yet(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "logs" / "stall").glob("step_*")} == {"step_00000003"}
 
 
-def report(rank: int, collective: str | None = None, **fields: object) -> RankReport:
-    values = {
+def report(rank: int, collective: str | None = None, **fields: Any) -> RankReport:
+    values: dict[str, Any] = {
         "rank": rank, "step": 7, "activity": "updating", "seconds": 30.0, "time": 0.0, "attempt": "",
         "collective": collective, "caller": "reduce (a.py:1)" if collective else None, "frame": "work (a.py:2)",
     }  # fmt: skip
-    return RankReport(**{**values, **fields})  # type: ignore[arg-type]
+    return RankReport(**{**values, **fields})
 
 
 def test_summary_of_ranks_in_different_collectives() -> None:
