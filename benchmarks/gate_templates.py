@@ -1,4 +1,4 @@
-# ruff: noqa: E501, SIM905, W291
+# ruff: noqa: E501, SIM905, W291 (sentences and lists of words stand as they were written)
 """Sentences by which `gate_damage.py` damages and mends news. Written by hand; nothing of the gates was used.
 
 Even entries of a list serve the half on which thresholds are chosen, odd ones the half that is reported, so that no

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -127,6 +128,17 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def json_value(value: Any) -> Any:
+    """A value as JSON can say it: numbers that are none (`"inf"`, `"nan"`) and paths as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): json_value(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def stage_manifest_of(path: Path) -> Path | None:

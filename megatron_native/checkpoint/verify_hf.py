@@ -8,7 +8,6 @@ through megatron-core too and compared with the folder under transformers, which
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +25,7 @@ from megatron_native.checkpoint.reference_logits import (
 )
 from megatron_native.checkpoint.safetensors_files import DTYPE_NAMES, DTYPES, HfWeights, tensor_digest
 from megatron_native.checkpoint.vocabulary import ROW_TENSORS, AddedVocabulary, read_added_vocabulary
+from megatron_native.manifest import json_value
 from megatron_native.models.families import read_hf_config, to_model_config
 from megatron_native.progress import progress
 
@@ -93,16 +93,11 @@ class Verification:
     def as_dict(self) -> dict[str, Any]:
         """For `--json` and `--report`: the findings, the verdict, and the versions that came to it."""
         findings = {**asdict(self), "weights_equal": self.weights_equal, "passed": self.passed}
-        return {"format": REPORT_FORMAT, **_finite(findings), "versions": {name: _version(name) for name in _PACKAGES}}
-
-
-def _finite(value: Any) -> Any:
-    """`value` with every number that JSON has no word for as a string ("inf")."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return {
+            "format": REPORT_FORMAT,
+            **json_value(findings),
+            "versions": {name: _version(name) for name in _PACKAGES},
+        }
 
 
 def _version(package: str) -> str | None:

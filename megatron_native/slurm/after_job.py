@@ -17,11 +17,11 @@ from typing import Literal
 from megatron_native.errors import EXIT_DONE, EXIT_FAILURE, EXIT_REQUEUE, EXIT_USER_ERROR
 from megatron_native.slurm.progress import Progress, no_progress
 from megatron_native.training.incidents import GAVE_UP, RANK_DIED, RESTART, Incidents
+from megatron_native.training.launch import tells_lost_connection
 from megatron_native.training.node_place import NodeOutcome, read_outcomes, stderr_file
 from megatron_native.training.restarts import Death
 
 _TAIL_BYTES, _TAIL_LINES = 16384, 20
-_LOST_CONNECTION = ("closed by peer", "reset by peer", "broken pipe", "nccl", "gloo", "connection")
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ def _tail(path: Path) -> list[str]:
 
 
 def _lost_connection(logs: Path, rank: int) -> bool:
-    last = " ".join(_tail(stderr_file(logs, rank))[-1:]).lower()
-    return any(sign in last for sign in _LOST_CONNECTION)
+    return tells_lost_connection(" ".join(_tail(stderr_file(logs, rank))[-1:]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

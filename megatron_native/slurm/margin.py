@@ -10,11 +10,15 @@ from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
 from megatron_native.slurm.cluster import Cluster, seconds_of
 from megatron_native.training.line_file import read_json_lines
-from megatron_native.training.plan.checkpoint_size import ASSUMED_GB_S, checkpoint_size, stop_seconds
+from megatron_native.training.plan.checkpoint_size import (
+    ASSUMED_GB_S,
+    METRICS_TAIL_BYTES,
+    checkpoint_size,
+    stop_seconds,
+)
 
 UNMEASURED_SECONDS = 600
 UNMEASURED_STEP_SECONDS = 60
-_TAIL_BYTES = 1 << 22
 _LATEST = 20
 
 
@@ -46,7 +50,7 @@ def signal_margin(cluster: Cluster, run: RunConfig, model: ModelConfig | None) -
 def _margin(cluster: Cluster, run: RunConfig, model: ModelConfig | None) -> Margin:
     if cluster.signal_margin is not None:
         return Margin(cluster.signal_margin, "signal_margin of the cluster's file")
-    records = read_json_lines(run.run_dir / "metrics.jsonl", _TAIL_BYTES)
+    records = read_json_lines(run.run_dir / "metrics.jsonl", METRICS_TAIL_BYTES)
     saves = [float(record["saved"]["seconds"]) for record in records if "saved" in record][-_LATEST:]
     steps = [float(record["seconds"]) for record in records if "loss" in record and "seconds" in record][-_LATEST:]
     if saves:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_native.slurm.cluster import Cluster
-from megatron_native.slurm.shell import KEEP_SCRIPT, SAY, job_name, sbatch_header, site, word, words
+from megatron_native.slurm.shell import KEEP_SCRIPT, SAY, job_name, sbatch_header, site, word
 
 _ARRAY_SIGNAL_SECONDS = 300
 _WAIT_SECONDS = 60
@@ -22,7 +22,7 @@ def import_script(cluster: Cluster, run_dir: Path, logs: Path, hf: Path, checkpo
             f'job_dir={word(logs)}/"$SLURM_JOB_ID"',
             f"checkpoint={word(checkpoint)}",
             SAY,
-            *KEEP_SCRIPT.split("\n"),
+            *KEEP_SCRIPT,
             'if [[ -e $checkpoint/metadata.json ]]; then say "$checkpoint is there already"; exit 0; fi',
             f'srun --ntasks=1 "${{in_srun[@]}}" "${{python[@]}}" -m megatron_native import-hf --hf {word(hf)} \\',
             '  --output "$checkpoint"',
@@ -40,7 +40,7 @@ def export_script(cluster: Cluster, run_dir: Path, logs: Path, output: Path) -> 
             f'job_dir={word(logs)}/"$SLURM_JOB_ID"',
             f"run_dir={word(run_dir)}",
             SAY,
-            *KEEP_SCRIPT.split("\n"),
+            *KEEP_SCRIPT,
             "shopt -s nullglob",
             'checkpoints=( "$run_dir"/checkpoints/step_???????? )',
             'if (( ${#checkpoints[@]} == 0 )); then say "$run_dir has no checkpoint"; exit 1; fi',
@@ -67,15 +67,7 @@ def corpus_script(cluster: Cluster, recipe: Path, output: Path | None, logs: Pat
     )
 
 
-def rewrite_script(
-    cluster: Cluster,
-    inputs: Sequence[Path],
-    output: Path,
-    worker: Path,
-    logs: Path,
-    tasks: int,
-    options: Sequence[str] = (),
-) -> str:
+def rewrite_script(cluster: Cluster, inputs: Sequence[Path], output: Path, worker: Path, logs: Path, tasks: int) -> str:
     """A fleet of vLLM engines, one a GPU, that lease chunks of one output folder until none is left."""
     return _script(
         f"# Rewriting to {output} by {tasks} tasks with an engine a GPU, made by `megatron-native launch`.",
@@ -88,8 +80,7 @@ def rewrite_script(
             *_array_beginning(logs),
             f'"${{python[@]}}" -m megatron_native rewrite --input {" ".join(word(path) for path in inputs)} \\',
             f"    --output {word(output)} --worker {word(worker)} --engine vllm --engines {max(1, cluster.gpus_per_node)} \\",
-            '    --task-index "$SLURM_ARRAY_TASK_ID" --task-count "$SLURM_ARRAY_TASK_COUNT"'
-            + (f" \\\n    {words(options)[2:-2]}" if options else ""),
+            '    --task-index "$SLURM_ARRAY_TASK_ID" --task-count "$SLURM_ARRAY_TASK_COUNT"',
         ],
         gpus=True,
         array_waits=False,
@@ -109,7 +100,7 @@ def _array_beginning(logs: Path) -> list[str]:
     return [
         f'job_dir={word(logs)}/"$SLURM_ARRAY_JOB_ID/$SLURM_ARRAY_TASK_ID"',
         SAY,
-        *KEEP_SCRIPT.split("\n"),
+        *KEEP_SCRIPT,
         "command='' stopped=''",
         "trap 'stopped=1; [[ -z $command ]] || kill -TERM \"$command\" 2>/dev/null || true' USR1 TERM",
     ]

@@ -118,4 +118,4 @@ def _container(container: ContainerSection, python: str, gpus: bool) -> list[str
 
 SAY = """say() { printf '%s %s\\n' "$(date '+%F %T')" "$*" >&2; }"""
 
-KEEP_SCRIPT = 'mkdir -p "$job_dir"\ncp "$0" "$job_dir/job.sbatch"'
+KEEP_SCRIPT = ('mkdir -p "$job_dir"', 'cp "$0" "$job_dir/job.sbatch"')

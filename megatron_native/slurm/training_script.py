@@ -86,7 +86,7 @@ def _run(job: TrainingJob) -> list[str]:
         'if [[ -e $run_dir/slurm/done ]]; then say "the run is through"; exit 0; fi',
         'if [[ -e $run_dir/slurm/stopped ]]; then say "the run has stopped: $(< "$run_dir/slurm/stopped")"; exit 1; fi',
         "",
-        *KEEP_SCRIPT.split("\n"),
+        *KEEP_SCRIPT,
         'mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         "address=$(scontrol --oneliner show node \"${hosts[0]}\" | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')",
         f"port=$(( {job.cluster.port.first} + SLURM_JOB_ID % {job.cluster.port.count} ))",

@@ -7,7 +7,6 @@ where neither is known, and on the CPU without the setting, no utilisation is cl
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,15 +16,7 @@ from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.platform import Platform
 from megatron_native.training.plan.flops import model_flop_utilisation, token_flops
-from megatron_native.training.plan.gpus import read_gpu
-
-# What CUDA calls a GPU → its row in plan/gpus.yaml. Other forms of the same chip (PCIe, NVL) have other peaks.
-_NAMES = {
-    r"H100 80GB HBM3": "h100-80g",
-    r"H200": "h200-141g",
-    r"A100-SXM4-80GB": "a100-80g",
-    r"B200": "b200-180g",
-}
+from megatron_native.training.plan.gpus import gpu_of_device
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,9 @@ def known_peak(precision: Literal["fp32", "bf16", "fp8"], gpu_name: str) -> Peak
     """The maker's peak of a GPU by the name that CUDA gives it, dense, in a run's precision; None where it isn't known."""
     if precision == "fp32":
         return None  # TF32 or not is torch's setting
-    for pattern, key in _NAMES.items():
-        if re.fullmatch(rf"(NVIDIA )?{pattern}", gpu_name):
-            gpu = read_gpu(key)
-            tflops = gpu.fp8_tflops if precision == "fp8" else gpu.bf16_tflops
-            return None if tflops is None else Peak(tflops, f"{gpu.name}, dense {precision.upper()}")
-    return None
+    gpu = gpu_of_device(gpu_name)
+    tflops = None if gpu is None else gpu.fp8_tflops if precision == "fp8" else gpu.bf16_tflops
+    return None if gpu is None or tflops is None else Peak(tflops, f"{gpu.name}, dense {precision.upper()}")
 
 
 def peak_of(run: RunConfig, platform: Platform) -> Peak | None:

@@ -7,13 +7,13 @@ closed by the next one and left out when reading.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from megatron_native.manifest import json_value
 from megatron_native.training.line_file import LineFile
 
 LOSS_SPIKE = "loss_spike"
@@ -73,7 +73,7 @@ class Incidents:
             "step": step,
             "kind": kind,
             "message": message,
-            "details": _plain(dict(details or {})),
+            "details": json_value(details or {}),
         }
         print(message, file=sys.stderr, flush=True)
         self._file.append(json.dumps(event, ensure_ascii=False, allow_nan=False))
@@ -81,13 +81,3 @@ class Incidents:
     def flush(self) -> None:
         """Try again to write what a full disk has refused."""
         self._file.flush()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value

@@ -303,10 +303,13 @@ def _die_with_launcher() -> None:
 
 
 def _is_lost_connection(error: Exception) -> bool:
-    said = f"{type(error).__name__} {error}".lower()
-    return any(
-        sign in said for sign in ("closed by peer", "reset by peer", "broken pipe", "nccl", "gloo", "connection")
-    )
+    return tells_lost_connection(f"{type(error).__name__} {error}")
+
+
+def tells_lost_connection(said: str) -> bool:
+    """Whether a rank that said so at its end had only lost its connection to another one."""
+    signs = ("closed by peer", "reset by peer", "broken pipe", "nccl", "gloo", "connection")
+    return any(sign in said.lower() for sign in signs)
 
 
 def _cores() -> int:

@@ -24,6 +24,8 @@ ASSUMED_GB_S = 10.0
 """GB/s of a parallel file system, over all ranks: a choice."""
 SIGNAL_SECONDS = 60
 """Slurm may signal so much earlier than asked; nothing says that it is never late, so it is counted in too (man sbatch)."""
+METRICS_TAIL_BYTES = 1 << 22
+"""Of a run's `metrics.jsonl`, what is looked through for its last saves and steps."""
 RANDOM_STATE_BYTES = 35_400
 """Random generators of one tensor- and pipeline-parallel rank, as pickled: Python's, numpy's, torch's, megatron-core's."""
 
@@ -118,7 +120,7 @@ def measured_write_speed(folder: Path, probe_bytes: int = 256 << 20) -> float:
 
 
 def speed_of_saves(metrics: Path) -> float | None:
-    """Bytes a second of the saves that a run has noted in its `metrics.jsonl`, in the middle; None where there is none."""
-    saves = [record["saved"] for record in read_json_lines(metrics) if "saved" in record] if metrics.is_file() else []
+    """Bytes a second of the last saves that a run has noted in its `metrics.jsonl`, in the middle; None where there is none."""
+    saves = [record["saved"] for record in read_json_lines(metrics, METRICS_TAIL_BYTES) if "saved" in record]
     speeds = [save["bytes"] / save["seconds"] for save in saves if save["bytes"] and save["seconds"] > 0]
     return median(speeds) if speeds else None

@@ -42,6 +42,8 @@ class Gpu(BaseModel):
 
     key: str
     name: str
+    device: str
+    """What CUDA calls it, without the maker's name. Other forms of the same chip (PCIe, NVL) have other rates."""
     memory_gib: float
     reserved_gib: float
     """Kept free as a margin."""
@@ -133,6 +135,12 @@ def read_gpu(key: str = DEFAULT_GPU) -> Gpu:
     """
     if key not in _table():
         close = difflib.get_close_matches(key, _table(), n=1)
-        hint = f"did you mean {close[0]}?" if close else ""
-        raise UserError(f"--gpu {key}: there is no such GPU in the table; {hint} It has {', '.join(_table())}.")
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise UserError(f"--gpu {key}: there is no such GPU in the table{hint} It has {', '.join(_table())}.")
     return Gpu(key=key, **_table()[key])
+
+
+def gpu_of_device(name: str) -> Gpu | None:
+    """The GPU that CUDA calls `name` (`NVIDIA H100 80GB HBM3`); None where the table has none like it."""
+    device = name.removeprefix("NVIDIA ")
+    return next((gpu for gpu in map(read_gpu, gpu_names()) if gpu.device == device), None)

@@ -10,11 +10,12 @@ from torch import Tensor
 from megatron_native.config.layout import data_parallel_size
 from megatron_native.config.megatron import LayerSpec, PlatformKind, resolve_layer_spec
 from megatron_native.config.model import ModelConfig
-from megatron_native.config.phases import resolve_phases
+from megatron_native.config.phases import ResolvedPhase, resolve_phases
 from megatron_native.config.run import RunConfig
-from megatron_native.training.plan.activations import ChunkActivations, chunk_activations
+from megatron_native.training.plan.activations import chunk_activations
 from megatron_native.training.plan.layer_time import is_fp8_layer
 from megatron_native.training.plan.rank_model import RankModel, rank_model
+from megatron_native.training.plan.schedule import fullest_moment, rank_order
 from megatron_native.training.plan.transformer_engine import TransformerEngineRules
 
 NCCL_ALLOWANCE = 1 << 30
@@ -42,43 +43,27 @@ class RankMemory:
     """Kind → bytes of buffers beyond weights and gradients."""
     workspace: dict[str, int]
     """What comes and goes at the peak and is not kept: logits and loss, gradients of activations."""
-    chunk_activations: tuple[dict[str, int], ...]
-    """For each model chunk: component → bytes that one micro-batch leaves there for its backward pass."""
     in_flight: tuple[int, ...]
     """For each model chunk: micro-batches whose activations are there at the peak."""
 
     @property
-    def parts(self) -> dict[str, int]:
-        """Every part by name, in bytes; activations, communication and workspace by component."""
-        parts = {"weights": self.weights, "gradients": self.gradients, "optimizer state": self.optimizer}
-        for group, values in (
-            ("activations", self.activations), ("communication", self.communication), ("workspace", self.workspace),
-        ):  # fmt: skip
-            parts.update({f"{group}: {name}": value for name, value in values.items()})
-        return parts
-
-    @property
-    def static(self) -> int:
-        """Bytes that stay through the whole run: weights, gradients, optimizer state, communication buffers."""
-        return self.weights + self.gradients + self.optimizer + sum(self.communication.values())
-
-    @property
-    def total(self) -> int:
-        """Bytes at the peak of a step."""
-        return self.static + sum(self.activations.values()) + sum(self.workspace.values())
-
-    peak = total
-
-    @property
-    def largest(self) -> tuple[str, int]:
-        """The group that takes most: its name and its bytes."""
-        groups = {
+    def groups(self) -> dict[str, int]:
+        """Bytes by what they are for."""
+        return {
             "weights": self.weights, "gradients": self.gradients, "optimizer state": self.optimizer,
             "activations": sum(self.activations.values()), "communication": sum(self.communication.values()),
             "workspace": sum(self.workspace.values()),
         }  # fmt: skip
-        name = max(groups, key=lambda group: groups[group])
-        return name, groups[name]
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak of a step."""
+        return sum(self.groups.values())
+
+    @property
+    def largest(self) -> tuple[str, int]:
+        """The group that takes most: its name and its bytes."""
+        return max(self.groups.items(), key=lambda group: group[1])
 
 
 def rank_memory(
@@ -101,7 +86,7 @@ def rank_memory(
             what the plain-torch layers keep (measured on meta); by default what the run says, `auto` with Transformer Engine.
     """
     spec = layer_spec or resolve_layer_spec(run, platform, has_transformer_engine=True)
-    phase = max(resolve_phases(run), key=lambda one: (one.seq_length * one.micro_batch_size, one.global_batch_size))
+    phase = largest_phase(run)
     micro_batches = phase.global_batch_size // (phase.micro_batch_size * data_parallel_size(run, world_size))
     rules = TransformerEngineRules(run, model_config, phase)
     with rank_model(run, model_config, world_size, pipeline_rank, platform) as rank:
@@ -110,37 +95,48 @@ def rank_memory(
         optimizer = held_optimizer_state(rank)
         bucket = _largest_bucket(rank)
         quantised = sum(
-            parameter.elements
-            for parameter in rank.parameters
-            if parameter.kind == "matrix"
-            and is_fp8_layer(run, model_config, _layer_of(parameter.name, layers[parameter.chunk]))
+            parameter.numel()
+            for module in rank.trainable.modules
+            for layer in module.decoder.layers
+            if is_fp8_layer(run, model_config, layer.layer_number - 1)
+            for parameter in layer.parameters()
+            if parameter.dim() > 1
         )
         chunks = chunk_activations(rank, run, model_config, phase, platform, spec)
     if spec == "transformer_engine" and quantised:
         weights += _fp8_weights(run, quantised)
-    order = step_order(run, pipeline_rank, micro_batches)
-    peak = _peak(order, chunks)
+    stages = run.parallel.pipeline_model_parallel_size
+    in_flight, last_begun = fullest_moment(
+        rank_order(stages, pipeline_rank, len(chunks), micro_batches),
+        [chunk.kept_bytes for chunk in chunks],
+        [chunk.recomputed + chunk.workspace for chunk in chunks],
+    )
+    beside = chunks[last_begun]
     activations: dict[str, int] = {}
     for index, chunk in enumerate(chunks):
         for name, size in chunk.kept.items():
-            activations[name] = activations.get(name, 0) + size * peak.in_flight[index]
+            activations[name] = activations.get(name, 0) + size * in_flight[index]
         for name, size in chunk.shared.items():
             activations[name] = activations.get(name, 0) + size
-    if peak.recomputed:
-        activations["recomputed"] = peak.recomputed
-    if spec == "torch" and (inputs := _pipeline_inputs(run, pipeline_rank, peak.in_flight)):
+    if beside.recomputed:
+        activations["recomputed"] = beside.recomputed
+    if spec == "torch" and (inputs := _pipeline_inputs(pipeline_rank, in_flight)):
         activations["stage inputs"] = inputs * rules.hidden
-    last = pipeline_rank == run.parallel.pipeline_model_parallel_size - 1
-    if platform == "cuda" and run.parallel.defer_embedding_wgrad_compute and last:
+    if platform == "cuda" and run.parallel.defer_embedding_wgrad_compute and pipeline_rank == stages - 1:
         activations["deferred output layer"] = rules.deferred(micro_batches)
     activations = {name: size for name, size in activations.items() if size}
     return RankMemory(
         rank=number, pipeline_rank=pipeline_rank, layers=layers, parameters=parameters, weights=weights, gradients=gradients,
         optimizer=optimizer, activations=activations,
         communication=_communication(run, rules, bucket, platform),
-        workspace={"gradients and logits in passing": peak.workspace},
-        chunk_activations=tuple(dict(chunk.kept) for chunk in chunks), in_flight=peak.in_flight,
+        workspace={"gradients and logits in passing": beside.workspace},
+        in_flight=in_flight,
     )  # fmt: skip
+
+
+def largest_phase(run: RunConfig) -> ResolvedPhase:
+    """The phase of a run whose micro-batches have most tokens."""
+    return max(resolve_phases(run), key=lambda one: (one.seq_length * one.micro_batch_size, one.global_batch_size))
 
 
 def held_weights(rank: RankModel) -> int:
@@ -172,56 +168,6 @@ def held_optimizer_state(rank: RankModel) -> int:
     return total
 
 
-def step_order(run: RunConfig, pipeline_rank: int, micro_batches: int) -> list[tuple[bool, int]]:
-    """What a rank of a stage does in one step, in order: (forward?, model chunk).
-
-    megatron-core's schedules: 1F1B, or the interleaved one in groups of as many micro-batches as there are stages.
-    """
-    stages = run.parallel.pipeline_model_parallel_size
-    chunks = run.parallel.virtual_pipeline_model_parallel_size or 1
-    forward = [
-        chunk
-        for start in range(0, micro_batches, stages)
-        for chunk in range(chunks)
-        for _ in range(start, min(start + stages, micro_batches))
-    ]
-    backward = [chunks - 1 - chunk for chunk in forward]
-    if stages == 1:
-        warm_up = 0
-    elif chunks == 1:
-        warm_up = stages - pipeline_rank - 1
-    else:
-        warm_up = 2 * (stages - pipeline_rank - 1) + (chunks - 1) * stages
-    warm_up = min(warm_up, len(forward))
-    order = [(True, chunk) for chunk in forward[:warm_up]]
-    for one, other in zip(forward[warm_up:], backward):
-        order += [(True, one), (False, other)]
-    return order + [(False, chunk) for chunk in backward[len(forward) - warm_up :]]
-
-
-@dataclass(frozen=True)
-class _Peak:
-    in_flight: tuple[int, ...]
-    recomputed: int
-    workspace: int
-
-
-def _peak(order: list[tuple[bool, int]], chunks: tuple[ChunkActivations, ...]) -> _Peak:
-    """The moment of a step at which activations and what is beside them are most: at the beginning of a backward pass."""
-    live, most = [0] * len(chunks), -1
-    kept, found = [chunk.kept_bytes for chunk in chunks], _Peak((0,) * len(chunks), 0, 0)
-    for forward, chunk in order:
-        if forward:
-            live[chunk] += 1
-            continue
-        beside = chunks[chunk]
-        now = sum(count * size for count, size in zip(live, kept)) + beside.recomputed + beside.workspace
-        if now > most:
-            most, found = now, _Peak(tuple(live), beside.recomputed, beside.workspace)
-        live[chunk] -= 1
-    return found
-
-
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Storage → its bytes, each once."""
     found = {}
@@ -231,18 +177,13 @@ def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     return found
 
 
-def _layer_of(name: str, layers: tuple[int, ...]) -> int:
-    """The layer of the whole model that a parameter of a chunk belongs to."""
-    return layers[int(name.partition("layers.")[2].partition(".")[0])]
-
-
 def _fp8_weights(run: RunConfig, elements: int) -> int:
     """Bytes beside BF16 weights: a copy in FP8 and its transpose, or both in the place of BF16 where weights are FP8."""
     scales = 2 * elements * 4 // (128 * 128) if run.fp8.recipe == "blockwise" else 0
     return (0 if run.fp8.param_gather else 2 * elements) + scales
 
 
-def _pipeline_inputs(run: RunConfig, pipeline_rank: int, in_flight: tuple[int, ...]) -> int:
+def _pipeline_inputs(pipeline_rank: int, in_flight: tuple[int, ...]) -> int:
     """Inputs of model chunks that the schedule holds: every one but the model's own."""
     return sum(in_flight) - (in_flight[0] if pipeline_rank == 0 else 0)
 

@@ -158,7 +158,7 @@ def timeline_html(planned: RunPlan) -> str:
         title=f"One step of {planned.world_size} GPUs through the pipeline",
         facts=[
             ("layout", layout), ("data-parallel copies", str(data_parallel_size(planned.run, planned.world_size))),
-            ("schedule", "interleaved 1F1B" if virtual else "1F1B" if ranks > 1 else "no pipeline"),
+            ("schedule", planned.schedule),
             ("micro-batches", str(step.micro_batches)), ("bubble", f"{step.timeline.bubble:.1%}"),
             ("step, estimated", f"{step.seconds:.2f} s"),
         ],

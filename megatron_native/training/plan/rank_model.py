@@ -10,10 +10,9 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from megatron_native.config.megatron import PlatformKind, megatron_configs, transformer_fields
 from megatron_native.config.model import ModelConfig
@@ -22,29 +21,6 @@ from megatron_native.platform.fake import fake_platform
 
 if TYPE_CHECKING:
     from megatron_native.training.model import TrainableModel
-
-ParameterKind = Literal["embedding", "output", "norm", "matrix", "bias"]
-
-
-@dataclass(frozen=True)
-class PlannedParameter:
-    """One parameter of one rank, as it is built there."""
-
-    name: str
-    """megatron-core's, within its model chunk."""
-    chunk: int
-    """Model chunk: 0, or the virtual pipeline stage."""
-    shape: tuple[int, ...]
-    """On this rank: the tensor-parallel share."""
-    dtype: torch.dtype
-    kind: ParameterKind
-    sharded: bool
-    """Whether tensor-parallel ranks hold different parts of it; otherwise each holds it whole."""
-
-    @property
-    def elements(self) -> int:
-        """Numbers in it."""
-        return torch.Size(self.shape).numel()
 
 
 @dataclass
@@ -55,8 +31,6 @@ class RankModel:
     pipeline_rank: int
     layers: tuple[tuple[int, ...], ...]
     """Transformer layers of each model chunk, counted from 0 over the whole model."""
-    parameters: tuple[PlannedParameter, ...]
-    """Every parameter once; an output layer tied to an embedding of the same rank is the embedding."""
     fields: dict[str, Any]
     """megatron-core's settings that it is built with, by name."""
     trainable: TrainableModel
@@ -64,8 +38,8 @@ class RankModel:
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of the rank, exactly."""
-        return sum(parameter.elements for parameter in self.parameters)
+        """Parameters of the rank, exactly; an output layer tied to an embedding of the same rank is the embedding."""
+        return sum(parameter.numel() for module in self.trainable.modules for parameter in module.parameters())
 
 
 def rank_of_stage(run: RunConfig, world_size: int, pipeline_rank: int) -> int:
@@ -106,7 +80,7 @@ def rank_model(
         modules = trainable.modules
         layers = tuple(tuple(layer.layer_number - 1 for layer in module.decoder.layers) for module in modules)
         fields = transformer_fields(built, model, platform, "torch")
-        yield RankModel(rank, pipeline_rank, layers, _parameters(modules), fields, trainable, device)
+        yield RankModel(rank, pipeline_rank, layers, fields, trainable, device)
 
 
 def as_built(run: RunConfig) -> RunConfig:
@@ -129,26 +103,3 @@ def as_built(run: RunConfig) -> RunConfig:
         }
     )
     return run.model_copy(update={"parallel": parallel, "training": training})
-
-
-def _parameters(modules: list[Any]) -> tuple[PlannedParameter, ...]:
-    found = []
-    for chunk, module in enumerate(modules):
-        for name, parameter in module.named_parameters():
-            found.append(
-                PlannedParameter(
-                    name, chunk, tuple(parameter.shape), parameter.dtype, _kind(name, parameter),
-                    sharded=bool(getattr(parameter, "tensor_model_parallel", False)),
-                )
-            )  # fmt: skip
-    return tuple(found)
-
-
-def _kind(name: str, parameter: nn.Parameter) -> ParameterKind:
-    if name.startswith("embedding."):
-        return "embedding"
-    if name.startswith("output_layer."):
-        return "output"
-    if parameter.dim() > 1:
-        return "matrix"
-    return "bias" if name.endswith("bias") else "norm"

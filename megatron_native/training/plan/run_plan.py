@@ -8,8 +8,8 @@ from typing import Any
 
 from megatron_native.config.layout import data_parallel_size
 from megatron_native.config.model import ModelConfig
+from megatron_native.config.phases import resolve_phases
 from megatron_native.config.run import RunConfig
-from megatron_native.errors import UserError
 from megatron_native.training.plan.checkpoint_size import (
     ASSUMED_GB_S,
     Saving,
@@ -19,9 +19,11 @@ from megatron_native.training.plan.checkpoint_size import (
 )
 from megatron_native.training.plan.flops import FORMULA
 from megatron_native.training.plan.gpus import GIB, Gpu
+from megatron_native.training.plan.layer_time import is_fp8_layer
 from megatron_native.training.plan.memory import RankMemory, rank_memory
 from megatron_native.training.plan.rough_memory import rough_peak
-from megatron_native.training.plan.step_time import PhaseEstimate, StepEstimate, estimate_phases
+from megatron_native.training.plan.stages import split_stages
+from megatron_native.training.plan.step_time import PhaseEstimate, StepEstimate, estimate_phases, estimate_step
 from megatron_native.training.plan.validate import layout_findings
 
 FORMAT = "megatron-native/plan/1"
@@ -85,6 +87,13 @@ class RunPlan:
     def step(self) -> StepEstimate:
         """The step of the first phase."""
         return self.phases[0].step
+
+    @property
+    def schedule(self) -> str:
+        """The pipeline's schedule, by name."""
+        if self.run.parallel.virtual_pipeline_model_parallel_size:
+            return "interleaved 1F1B"
+        return "1F1B" if len(self.stages) > 1 else "no pipeline"
 
     def room(self, stage: RankMemory) -> int:
         """Bytes that stay free on the ranks of a stage; negative: that are missing."""
@@ -181,24 +190,30 @@ def find_remedies(plan: RunPlan) -> Iterator[Remedy]:
             continue
         if rough_peak(changed, plan.model, plan.world_size) > plan.gpu.usable_bytes:
             continue  # spares the building of its models
-        peak = _peak_if_fits(changed, plan)
+        peak = peak_if_fits(changed, plan.model, plan.gpu, plan.world_size)
         if peak is None:
             continue
-        try:
-            step = estimate_phases(changed, plan.model, plan.gpu, plan.world_size)[0].step
-        except UserError:
-            continue
+        step = estimate_step(changed, plan.model, plan.gpu, plan.world_size, resolve_phases(changed)[0])
         found.append(Remedy(settings, peak, step.tokens_a_second))
     yield from sorted(found, key=lambda remedy: -remedy.tokens_a_second)
 
 
-def _peak_if_fits(run: RunConfig, plan: RunPlan) -> int | None:
-    """Bytes of the fullest stage, or None where one does not fit; the stages at both ends are asked first."""
-    last = run.parallel.pipeline_model_parallel_size - 1
-    peak = 0
-    for rank in sorted(range(last + 1), key=lambda rank: rank not in (0, last)):
-        total = rank_memory(run, plan.model, plan.world_size, rank).total
-        if total > plan.gpu.usable_bytes:
+def peak_if_fits(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int) -> int | None:
+    """Bytes of the fullest stage, or None where one does not fit.
+
+    The stages at both ends are asked first. Between them, a stage with the same layers as an earlier one is not asked: it
+    has fewer micro-batches in flight.
+    """
+    stages, seen, peak = split_stages(run, model), set(), 0
+    ends = {0, len(stages) - 1}
+    for rank in sorted(range(len(stages)), key=lambda rank: rank not in ends):
+        layers = tuple(tuple(is_fp8_layer(run, model, layer) for layer in chunk.layers) for chunk in stages[rank])
+        if layers in seen:
+            continue
+        if rank not in ends:
+            seen.add(layers)
+        total = rank_memory(run, model, world_size, rank).total
+        if total > gpu.usable_bytes:
             return None
         peak = max(peak, total)
     return peak

@@ -98,13 +98,34 @@ def rank_order(pipeline_size: int, rank: int, chunks: int, micro_batches: int) -
     return tuple(order + backward[remaining:total])
 
 
-def in_flight(order: Sequence[Pass]) -> int:
-    """Most passes whose activations a rank keeps at once: forward done, backward not yet; counted in chunks of the model."""
-    kept = most = 0
-    for one in order:
-        kept += 1 if one.direction == "forward" else -1
-        most = max(most, kept)
-    return most
+class Fullest(NamedTuple):
+    """The moment of a step at which a rank keeps most: the beginning of a backward pass."""
+
+    in_flight: tuple[int, ...]
+    """For each model chunk: micro-batches whose forward pass is done and whose backward pass is not over."""
+    chunk: int
+    """The model chunk whose backward pass begins."""
+
+
+def fullest_moment(order: Sequence[Pass], kept: Sequence[int], beside: Sequence[int] | None = None) -> Fullest:
+    """When a rank keeps most.
+
+    Args:
+        order: what it computes.
+        kept: bytes that a micro-batch leaves in each model chunk until its backward pass is over.
+        beside: bytes that the backward pass of each chunk needs beside these; none by default.
+    """
+    live, most = [0] * len(kept), -1
+    found = Fullest(tuple(live), 0)
+    for direction, chunk, _ in order:
+        if direction == "forward":
+            live[chunk] += 1
+            continue
+        now = sum(count * size for count, size in zip(live, kept)) + (0 if beside is None else beside[chunk])
+        if now > most:
+            most, found = now, Fullest(tuple(live), chunk)
+        live[chunk] -= 1
+    return found
 
 
 def simulate(times: ChunkTimes, micro_batches: int) -> Timeline:
@@ -134,11 +155,9 @@ def simulate(times: ChunkTimes, micro_batches: int) -> Timeline:
                 end = start + (times.forward if is_forward else times.backward)[rank][chunk]
                 spans[rank].append(Span(direction, chunk, micro, start, end))
                 clock, receiver = end, stage + (1 if is_forward else -1)
-                if 0 <= receiver <= last_stage and ranks > 1:
+                if 0 <= receiver <= last_stage:
                     arrived[direction, receiver, micro] = end + times.transfer
                     clock += times.transfer if times.blocking else 0.0
-                elif 0 <= receiver <= last_stage:
-                    arrived[direction, receiver, micro] = end
                 position, moved = position + 1, True
             positions[rank], clocks[rank] = position, clock
             if position == len(order):

@@ -18,9 +18,8 @@ from megatron_native.config.model import ModelConfig
 from megatron_native.config.phases import ResolvedPhase, resolve_phases
 from megatron_native.config.run import RunConfig
 from megatron_native.training.plan.gpus import Gpu
-from megatron_native.training.plan.memory import rank_memory
 from megatron_native.training.plan.rough_memory import rough_peak
-from megatron_native.training.plan.run_plan import micro_batch_settings, with_settings
+from megatron_native.training.plan.run_plan import micro_batch_settings, peak_if_fits, with_settings
 from megatron_native.training.plan.step_time import estimate_step, least_step_seconds
 from megatron_native.training.plan.validate import layout_findings
 
@@ -104,8 +103,8 @@ def search_layouts(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int
         if settings and (len(found) >= wanted or looked_at >= _LOOKED_AT):
             continue
         looked_at += 1
-        peak = _peak(changed, model, gpu, world_size)
-        if peak > gpu.usable_bytes:
+        peak = peak_if_fits(changed, model, gpu, world_size)
+        if peak is None:
             continue
         parallel, training = changed.parallel, changed.training
         found.append(Candidate(
@@ -163,14 +162,3 @@ def _splits(layers: int, pp: int) -> Iterator[tuple[int | None, bool]]:
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _peak(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: int) -> int:
-    """Bytes of the fullest stage; where a stage does not fit, of that one."""
-    last = run.parallel.pipeline_model_parallel_size - 1
-    peak = 0
-    for rank in sorted(range(last + 1), key=lambda rank: rank not in (0, last))[:3]:
-        peak = max(peak, rank_memory(run, model, world_size, rank).total)
-        if peak > gpu.usable_bytes:
-            break
-    return peak

@@ -11,6 +11,7 @@ from megatron_native.config.model import ModelConfig
 from megatron_native.config.pipeline_layout import layers_of_chunks, pipeline_findings
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
+from megatron_native.training.plan.flops import layer_matrix_parameters
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,8 @@ def chunk_parameters(run: RunConfig, model: ModelConfig, chunk: Chunk) -> int:
     """Parameters of a chunk on one tensor-parallel rank."""
     tp = run.parallel.tensor_model_parallel_size
     heads = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
-    width = model.num_attention_heads * model.kv_channels
-    matrices = model.hidden_size * (heads + width + 3 * model.ffn_hidden_size)
-    layer = matrices // tp + 2 * model.hidden_size + (heads // tp if model.add_qkv_bias else 0)
+    layer = layer_matrix_parameters(model) // tp + 2 * model.hidden_size
+    layer += (heads // tp if model.add_qkv_bias else 0) + (2 * model.kv_channels if model.qk_layernorm else 0)
     rows = -(-model.vocab_size // tp) * model.hidden_size
     tied_here = chunk.embedding and chunk.output and model.tie_word_embeddings
     total = len(chunk.layers) * layer + (rows if chunk.embedding else 0)

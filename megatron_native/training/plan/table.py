@@ -132,20 +132,13 @@ def _verdict(plan: RunPlan) -> str:
 
 
 def _speed(plan: RunPlan) -> str:
-    step, parallel = plan.step, plan.run.parallel
-    schedule = (
-        "interleaved 1F1B"
-        if parallel.virtual_pipeline_model_parallel_size
-        else "1F1B"
-        if len(plan.stages) > 1
-        else "no pipeline"
-    )
+    step = plan.step
     largest = max(step.volumes, key=lambda volume: sum(volume.by_kind().values()))
     sent = ", ".join(f"{kind} {_bytes(size)}" for kind, size in largest.by_kind().items() if size)
     rows = [
         (
             "micro-batches a step",
-            f"{step.micro_batches} of {plan.run.training.micro_batch_size} ({schedule}; bubble "
+            f"{step.micro_batches} of {plan.run.training.micro_batch_size} ({plan.schedule}; bubble "
             f"{step.timeline.bubble:.1%} of all stages' time, "
             f"{step.bubble_seconds / step.timeline.seconds:.1%} of the busiest's)",
         ),

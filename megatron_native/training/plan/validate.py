@@ -20,10 +20,8 @@ from megatron_native.config.presets import replay_remark
 from megatron_native.config.run import RunConfig
 from megatron_native.data.startup_check import check_datasets
 from megatron_native.errors import UserError
-from megatron_native.training.plan.communication import groups_of
 from megatron_native.training.plan.findings import Finding
 from megatron_native.training.plan.gpus import Gpu
-from megatron_native.training.plan.stages import split_stages
 
 EPOCHS_OF_NOTE = 4.0
 """Repetitions of a dataset above which it is said; up to about four are worth nearly as much as new text (Muennighoff et al.,
@@ -34,37 +32,28 @@ def layout_findings(run: RunConfig, model: ModelConfig, gpu: Gpu, world_size: in
     """Does the layout fit the model, the number of GPUs, and the GPU?"""
     findings: list[Finding] = []
     parallel = run.parallel
-    cp, share = parallel.context_parallel_size, model_parallel_size(run)
+    share = model_parallel_size(run)
     if world_size % share:
         findings.append(Finding(
             f"{world_size} GPUs can't be split by tensor {parallel.tensor_model_parallel_size} × pipeline "
-            f"{parallel.pipeline_model_parallel_size} × context {cp} parallelism", "",
+            f"{parallel.pipeline_model_parallel_size} × context {parallel.context_parallel_size} parallelism", "",
             f"plan for a multiple of {share}, or change one of the three",
         ))  # fmt: skip
         return findings
-    for check in (lambda: check_layout(run, model, world_size), lambda: split_stages(run, model)):
-        try:
-            check()
-        except UserError as error:
-            findings.append(Finding(str(error), "", ""))
-            return findings
-    for phase in resolve_phases(run):
-        pieces = 2 * cp * (parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1)
-        if cp > 1 and phase.seq_length % pieces:
-            findings.append(Finding(
-                f"phase '{phase.name}': sequences of {phase.seq_length} tokens can't be cut into {pieces} pieces",
-                "context parallelism cuts a sequence into two pieces a process, sequence parallelism each of them further",
-                f"use a multiple of {pieces}",
-            ))  # fmt: skip
+    try:
+        check_layout(run, model, world_size)
+    except UserError as error:
+        findings.append(Finding(str(error), "", ""))
+        return findings
     if run.training.precision == "fp8" and gpu.fp8_tflops is None:
         findings.append(Finding(
             f"training.precision is fp8, and {gpu.name} has no FP8", "its matrix units don't know the format",
             "set training.precision=bf16, or plan for another GPU",
         ))  # fmt: skip
-    groups = groups_of(run, world_size)
-    if world_size > gpu.gpus_a_node and groups.tensor.size > gpu.gpus_a_node:
+    tensor = parallel.tensor_model_parallel_size
+    if tensor > gpu.gpus_a_node:
         findings.append(Finding(
-            f"parallel.tensor_model_parallel_size {groups.tensor.size} is more than the {gpu.gpus_a_node} GPUs of a node",
+            f"parallel.tensor_model_parallel_size {tensor} is more than the {gpu.gpus_a_node} GPUs of a node",
             "every layer would wait for the network between nodes several times", f"use at most {gpu.gpus_a_node}", "note",
         ))  # fmt: skip
     return findings

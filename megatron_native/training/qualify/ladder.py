@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_native.config.layout import data_parallel_size
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.run import RunConfig
 from megatron_native.errors import UserError
@@ -77,13 +78,10 @@ def why_not(rung: Rung, run: RunConfig, platform: str, world_size: int) -> str |
     """Why a rung can't be climbed here, None where it can; `run` is the slice's, overlapped."""
     if rung.cuda and platform != "cuda":
         return "CUDA only"
-    parallel = run.parallel
     if rung.overlaps:
-        copies = world_size // (
-            parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-        )
-        if copies < 2 and not (platform == "cuda" and parallel.tp_comm_overlap):
-            tp = parallel.tensor_model_parallel_size
+        alone = data_parallel_size(run, world_size) < 2
+        if alone and not (platform == "cuda" and run.parallel.tp_comm_overlap):
+            tp = run.parallel.tensor_model_parallel_size
             return f"nothing to overlap on {world_size} process(es) at TP {tp}: start more (--nproc)"
     if rung.name == "fp8" and run.training.precision == "fp32":
         return "the run is FP32"

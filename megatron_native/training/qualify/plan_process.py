@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -14,7 +12,9 @@ def main() -> None:
     from megatron_native.config.load import load_run_config
     from megatron_native.config.megatron import has_transformer_engine, resolve_layer_spec
     from megatron_native.config.phases import resolve_phases
+    from megatron_native.training.plan.gpus import gpu_of_device
     from megatron_native.training.plan.memory import rank_memory
+    from megatron_native.training.plan.step_time import estimate_step
     from megatron_native.training.shape import read_model
 
     path, world_size, name = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -28,25 +28,9 @@ def main() -> None:
         memory.total - sum(size for kind, size in memory.communication.items() if "allowance" in kind)
         for memory in memories
     ]
-    from megatron_native.training.plan.gpus import gpu_names, read_gpu
-
-    gpu, seconds = gpu_key(name, gpu_names()), None
-    if gpu is not None:
-        from megatron_native.training.plan.step_time import estimate_step
-
-        seconds = estimate_step(run, model, read_gpu(gpu), world_size, resolve_phases(run)[0]).seconds
+    gpu = gpu_of_device(name)
+    seconds = None if gpu is None else estimate_step(run, model, gpu, world_size, resolve_phases(run)[0]).seconds
     print(json.dumps({"peak_bytes": peaks, "step_seconds": seconds}))
-
-
-def gpu_key(device_name: str, keys: Sequence[str]) -> str | None:
-    """The plan's GPU (`h100-80g`) that a device's name (`NVIDIA H100 80GB HBM3`) means; None where none has its kind.
-
-    Where the name says no memory, or another, the first of its kind.
-    """
-    words = re.findall(r"[a-z]*\d+[a-z]*", device_name.lower())
-    alike = [key for key in keys if key.split("-")[0] in words]
-    exact = [key for key in alike if f"{key.split('-')[-1]}b" in words]
-    return next(iter(exact or alike), None)
 
 
 if __name__ == "__main__":

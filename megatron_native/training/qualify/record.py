@@ -58,14 +58,12 @@ class MachineKey:
 
 def machine_key(platform: Platform) -> MachineKey:
     """The key of this process's machine."""
-    versions = software_versions(("torch", "transformer-engine", "megatron-core"))
-    gpu, driver = "none", "none"
-    if platform.name == "cuda":
-        import torch
-
-        gpu, driver = torch.cuda.get_device_name(platform.device), driver_version()
     import torch
 
+    versions = software_versions(("transformer-engine", "megatron-core"))
+    gpu, driver = "none", "none"
+    if platform.name == "cuda":
+        gpu, driver = torch.cuda.get_device_name(platform.device), driver_version()
     return MachineKey(
         platform.name, gpu, driver, torch.__version__, versions.get("transformer-engine", "none"),
         versions.get("megatron-core", "none"),

@@ -67,10 +67,8 @@ def run_rank(
 def _climb(
     config: Path, overrides: Sequence[str], rungs: str | None, record: Path | None, keep: bool, as_json: bool
 ) -> int:
-    run, chosen = (
-        load_run_config(config, overrides, files=False),
-        chosen_rungs(rungs),
-    )  # its trials make their own tokens
+    run = load_run_config(config, overrides, files=False)  # its trials make their own tokens
+    chosen = chosen_rungs(rungs)
     if record is not None:
         os.environ[RECORD_VARIABLE] = str(record)
     from megatron_native.platform import start_platform, stop_platform

@@ -10,11 +10,12 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_native.config.layout import data_parallel_size, model_parallel_size
 from megatron_native.config.model import ModelConfig
 from megatron_native.config.parallel import ParallelSection
 from megatron_native.config.precision import Fp8Section
 from megatron_native.config.run import RunConfig
-from megatron_native.models.families import model_pieces
+from megatron_native.training.plan.checkpoint_size import stored_parameters
 
 STEPS = 6
 """Steps of every short run of the ladder."""
@@ -117,9 +118,7 @@ def trial_run(
     parallel = trial_parallel(run.parallel, world_size)
     if not overlap:
         parallel = parallel.model_copy(update=NO_OVERLAP)
-    copies = world_size // (
-        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    )
+    copies = data_parallel_size(run.model_copy(update={"parallel": parallel}), world_size)
     longest = min(
         run.data.seq_length, model.max_position_embeddings, _LONGEST if platform == "cuda" else _TOY["seq_length"]
     )
@@ -167,9 +166,7 @@ def _bf16_ends(fp8: Fp8Section) -> dict[str, int]:
 
 def runs_own_checkpoint(run: RunConfig, world_size: int) -> bool:
     """Whether the run's own checkpoint can be looked at: there is one, and its layout fits the processes."""
-    parallel = run.parallel
-    size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    return run.model.checkpoint is not None and world_size % size == 0
+    return run.model.checkpoint is not None and world_size % model_parallel_size(run) == 0
 
 
 def needed_bytes(run: RunConfig, model: ModelConfig, world_size: int) -> int:
@@ -177,8 +174,8 @@ def needed_bytes(run: RunConfig, model: ModelConfig, world_size: int) -> int:
 
     The largest pipeline stage is taken to have twice its share.
     """
-    parameters = sum(math.prod(shape) for piece in model_pieces(model) for shape in piece.hf_shapes)
     parallel = run.parallel
+    parameters = stored_parameters(model, parallel.tensor_model_parallel_size)
     split = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
     copies = world_size // split if parallel.use_distributed_optimizer else 1
     stages = 2 if parallel.pipeline_model_parallel_size > 1 else 1
@@ -188,8 +185,6 @@ def needed_bytes(run: RunConfig, model: ModelConfig, world_size: int) -> int:
 
 def own_run(run: RunConfig, folder: Path, world_size: int) -> RunConfig:
     """The run itself, for the rungs that look at its own checkpoint: one batch, nothing written to its folder."""
-    parallel = run.parallel
-    size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     settings = run.model_dump()
     settings |= {
         "run_dir": folder / "own",
@@ -202,7 +197,7 @@ def own_run(run: RunConfig, folder: Path, world_size: int) -> RunConfig:
         "steps": 1,
         "stop_after": None,
         "micro_batch_size": 1,
-        "global_batch_size": world_size // size * parallel.pipeline_model_parallel_size,
+        "global_batch_size": data_parallel_size(run, world_size) * run.parallel.pipeline_model_parallel_size,
         "precision": "bf16" if run.training.precision == "fp8" else run.training.precision,
     }
     settings["data"] |= {"blend": [{"prefix": folder / "tokens"}], "verify": "off"}

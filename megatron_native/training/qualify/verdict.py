@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from megatron_native.manifest import json_value
+
 Verdict = Literal["passed", "failed", "not run"]
 
 
@@ -44,11 +46,8 @@ class RungResult:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; figures that are no numbers are written as text."""
-        fields = asdict(self)
-        fields["measures"] = [
-            {**asdict(one), "value": one.value if math.isfinite(one.value) else str(one.value), "holds": one.holds}
-            for one in self.measures
-        ]
+        measures = [{**asdict(one), "holds": one.holds} for one in self.measures]
+        fields: dict[str, Any] = json_value({**asdict(self), "measures": measures})
         return fields
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from megatron_native.training.plan.schedule import ChunkTimes, Pass, in_flight, rank_order, simulate
+from megatron_native.training.plan.schedule import ChunkTimes, Direction, Pass, fullest_moment, rank_order, simulate
 
 
 def equal_times(ranks: int, chunks: int, forward: float = 1.0, backward: float = 2.0, **more: float) -> ChunkTimes:
@@ -14,7 +14,8 @@ def equal_times(ranks: int, chunks: int, forward: float = 1.0, backward: float =
 
 
 def test_1f1b_of_two_ranks_and_three_micro_batches_written_out() -> None:
-    f, b = [[Pass(direction, 0, n) for n in range(3)] for direction in ("forward", "backward")]  # type: ignore[arg-type]
+    directions: tuple[Direction, ...] = ("forward", "backward")
+    f, b = [[Pass(direction, 0, n) for n in range(3)] for direction in directions]
     assert rank_order(2, 0, 1, 3) == (f[0], f[1], b[0], f[2], b[1], b[2])
     assert rank_order(2, 1, 1, 3) == (f[0], b[0], f[1], b[1], f[2], b[2])
 
@@ -36,6 +37,43 @@ def test_every_pass_is_done_once_and_backward_after_forward(ranks: int, chunks: 
         for one, place in places.items():
             if one.direction == "backward":
                 assert places[one._replace(direction="forward")] < place
+
+
+@pytest.mark.parametrize("ranks, chunks, micro_batches", [(4, 1, 8), (4, 1, 2), (4, 3, 8), (1, 1, 4), (8, 5, 16)])
+def test_orders_are_those_of_the_papers(ranks: int, chunks: int, micro_batches: int) -> None:
+    """Written again from Narayanan et al., 2021: groups of as many micro-batches as ranks, warm-up, then one by one."""
+    forward = [
+        chunk
+        for start in range(0, micro_batches, ranks)
+        for chunk in range(chunks)
+        for _ in range(start, min(start + ranks, micro_batches))
+    ]
+    backward = [chunks - 1 - chunk for chunk in forward]
+    for rank in range(ranks):
+        warm_up = ranks - rank - 1 if chunks == 1 else 2 * (ranks - rank - 1) + (chunks - 1) * ranks
+        warm_up = min(warm_up, len(forward))
+        expected = [(True, chunk) for chunk in forward[:warm_up]]
+        for one, other in zip(forward[warm_up:], backward):
+            expected += [(True, one), (False, other)]
+        expected += [(False, chunk) for chunk in backward[len(forward) - warm_up :]]
+        order = rank_order(ranks, rank, chunks, micro_batches)
+        assert [(one.direction == "forward", one.chunk) for one in order] == expected
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("micro_batches", [4, 8])
+def test_the_order_of_a_step_is_megatron_cores(stages: int, chunks: int, micro_batches: int) -> None:
+    from megatron.core.pipeline_parallel.schedules import get_schedule_table
+
+    table = [chunk for _, chunk in get_schedule_table(micro_batches, chunks, stages)]
+    for stage in range(stages):
+        order = [(one.direction == "forward", one.chunk) for one in rank_order(stages, stage, chunks, micro_batches)]
+        assert [chunk for forward, chunk in order if forward] == table
+        assert [chunk for forward, chunk in order if not forward] == [chunks - 1 - chunk for chunk in table]
+        before = next(index for index, (forward, _) in enumerate(order) if not forward)
+        warm_up = stages - stage - 1 if chunks == 1 else 2 * (stages - stage - 1) + (chunks - 1) * stages
+        assert before == min(len(table), warm_up + 1)
 
 
 @pytest.mark.parametrize("ranks, chunks, micro_batches", [(4, 1, 8), (8, 1, 8), (2, 2, 8), (8, 5, 128), (16, 5, 32)])
@@ -64,15 +102,22 @@ def test_passes_of_a_rank_do_not_overlap_and_inputs_have_arrived(ranks: int, chu
 
 
 def test_1f1b_keeps_as_many_micro_batches_as_stages_follow() -> None:
-    assert [in_flight(rank_order(4, rank, 1, 16)) for rank in range(4)] == [4, 3, 2, 1]
-    assert [in_flight(rank_order(4, rank, 1, 2)) for rank in range(4)] == [2, 2, 2, 1]
+    assert [fullest_moment(rank_order(4, rank, 1, 16), [1]).in_flight for rank in range(4)] == [(4,), (3,), (2,), (1,)]
+    assert [fullest_moment(rank_order(4, rank, 1, 2), [1]).in_flight for rank in range(4)] == [(2,), (2,), (2,), (1,)]
 
 
 def test_interleaving_keeps_more() -> None:
     """2·(p - r - 1) + (v - 1)·p of warm-up, and one more: Korthikanti et al., 2022."""
-    assert [in_flight(rank_order(4, rank, 3, 16)) for rank in range(4)] == [
+    assert [sum(fullest_moment(rank_order(4, rank, 3, 16), [1, 1, 1]).in_flight) for rank in range(4)] == [
         2 * (3 - rank) + 2 * 4 + 1 for rank in range(4)
     ]
+
+
+def test_the_fullest_moment_is_by_bytes_and_by_what_a_backward_pass_needs_beside() -> None:
+    """Two ranks, two chunks, two micro-batches; the last rank's order is written out above: f0 f0 f1 b1 f1 b1 b0 b0."""
+    order = rank_order(2, 1, 2, 2)
+    assert fullest_moment(order, [10, 1]) == ((2, 1), 1)
+    assert fullest_moment(order, [10, 1], [5, 0]) == ((2, 0), 0)
 
 
 def test_waiting_for_transfers_costs_time() -> None:

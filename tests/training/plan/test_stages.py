@@ -20,6 +20,7 @@ SMALL_HF = {
 SMALL = to_model_config(SMALL_HF)
 TIED = SMALL.model_copy(update={"tie_word_embeddings": True})
 BIASED = SMALL.model_copy(update={"add_qkv_bias": True})
+NORMED = SMALL.model_copy(update={"qk_layernorm": True})
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ BIASED = SMALL.model_copy(update={"add_qkv_bias": True})
         (SMALL, 4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
         (TIED, 2, {"pipeline_model_parallel_size": 1}),
         (BIASED, 4, {"tensor_model_parallel_size": 4, "sequence_parallel": True}),
+        (NORMED, 2, {"tensor_model_parallel_size": 2}),
         (SMALL, 4, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 5}),
         (SMALL, 4, {
             "pipeline_model_parallel_size": 4, "account_for_embedding_in_pipeline_split": True,

@@ -26,7 +26,9 @@ def test_a_short_step_has_a_box_and_a_number_for_every_pass() -> None:
     (figure,) = figures(page_of(3, 1, 4))
     boxes = sum(path.get("d", "").count("M") for path in figure.iter("path") if path.get("class") in ("f0", "b0"))
     assert boxes == 3 * 2 * 4
-    numbers = [text.text for text in figure.find("g").iter("text")]  # type: ignore[union-attr]
+    group = figure.find("g")
+    assert group is not None
+    numbers = [text.text for text in group.iter("text")]
     assert sorted(numbers) == sorted(str(n) for n in (1, 2, 3, 4) for _ in range(6))
 
 

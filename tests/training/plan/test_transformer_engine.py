@@ -12,7 +12,7 @@ from megatron_native.config.phases import resolve_phases
 from megatron_native.config.run import RunConfig
 from megatron_native.models.families import to_model_config
 from megatron_native.training.plan.layer_time import is_fp8_layer
-from megatron_native.training.plan.memory import NCCL_ALLOWANCE, rank_memory, step_order
+from megatron_native.training.plan.memory import NCCL_ALLOWANCE, rank_memory
 from megatron_native.training.plan.transformer_engine import TransformerEngineRules
 from tests.tiny_models import SHAPES
 from tests.training.conftest import run_config
@@ -139,20 +139,3 @@ def test_one_rank_of_llama3_70b_on_512_gpus() -> None:
         )  # shared by 16 data-parallel ranks
         assert stage.largest[0] == "activations"
         print(f"stage {stage.pipeline_rank}: {stage.total / 2**30:.1f} GiB")
-
-
-@pytest.mark.parametrize("stages", [2, 4])
-@pytest.mark.parametrize("chunks", [None, 3])
-@pytest.mark.parametrize("micro_batches", [4, 8])
-def test_the_order_of_a_step_is_megatron_cores(stages: int, chunks: int | None, micro_batches: int) -> None:
-    from megatron.core.pipeline_parallel.schedules import get_schedule_table
-
-    run = run_of(parallel={PP: stages, VPP: chunks})
-    table = [chunk for _, chunk in get_schedule_table(micro_batches, chunks or 1, stages)]
-    for stage in range(stages):
-        order = step_order(run, stage, micro_batches)
-        assert [chunk for forward, chunk in order if forward] == table
-        assert [chunk for forward, chunk in order if not forward] == [(chunks or 1) - 1 - chunk for chunk in table]
-        before = next(index for index, (forward, _) in enumerate(order) if not forward)
-        warm_up = stages - stage - 1 if chunks is None else 2 * (stages - stage - 1) + (chunks - 1) * stages
-        assert before == min(len(table), warm_up + 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_native.training.plan.gpus import gpu_of_device
 from megatron_native.training.qualify.cost import judge_memory, judge_speed
-from megatron_native.training.qualify.plan_process import gpu_key
 
 GIB = 2**30
 
@@ -29,9 +29,11 @@ def test_speed_is_judged_by_the_share_of_the_plan() -> None:
 @pytest.mark.parametrize(
     ("device", "key"),
     [
-        ("NVIDIA H100 80GB HBM3", "h100-80g"), ("NVIDIA H200", "h200-141g"), ("NVIDIA A100-SXM4-40GB", "a100-40g"),
-        ("NVIDIA A100-SXM4-80GB", "a100-80g"), ("NVIDIA L40S", None),
+        ("NVIDIA H100 80GB HBM3", "h100-80g"), ("NVIDIA H200", "h200-141g"), ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA B200", "b200-180g"), ("NVIDIA L40S", None),
+        ("NVIDIA A100-SXM4-40GB", None), ("NVIDIA H100 PCIe", None), ("NVIDIA H100 NVL", None),  # other rates, which no row has
     ],
 )  # fmt: skip
 def test_the_plan_is_made_for_the_gpu_that_is_there(device: str, key: str | None) -> None:
-    assert gpu_key(device, ["a100-40g", "a100-80g", "h100-80g", "h200-141g"]) == key
+    found = gpu_of_device(device)
+    assert (None if found is None else found.key) == key
