@@ -9,7 +9,6 @@ through megatron-core too and compared with the folder under transformers, which
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from megatron_native.checkpoint.reference_logits import (
 )
 from megatron_native.checkpoint.safetensors_files import DTYPE_NAMES, DTYPES, HfWeights, tensor_digest
 from megatron_native.checkpoint.vocabulary import ROW_TENSORS, AddedVocabulary, read_added_vocabulary
-from megatron_native.manifest import json_value
+from megatron_native.manifest import json_value, software_versions
 from megatron_native.models.families import read_hf_config, to_model_config
 from megatron_native.progress import progress
 
@@ -34,7 +33,7 @@ LOGIT_TOLERANCE = 1e-3
 HIDDEN_TOLERANCE = 1e-4
 """Relative difference of hidden states in FP32 above which two models are said to have parted."""
 REPORT_FORMAT = "megatron-native/verification/1"
-_PACKAGES = ("megatron-native", "megatron-core", "safetensors", "torch", "transformers")
+_PACKAGES = ("megatron-core", "safetensors", "torch", "transformers")
 
 
 @dataclass
@@ -96,15 +95,8 @@ class Verification:
         return {
             "format": REPORT_FORMAT,
             **json_value(findings),
-            "versions": {name: _version(name) for name in _PACKAGES},
+            "versions": software_versions(_PACKAGES),
         }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def verify_hf(

@@ -363,7 +363,8 @@ def load_checkpoint(folder: Path, model: TrainableModel, reset_optimizer: bool =
         The `progress` that was saved.
 
     Raises:
-        UserError: the checkpoint is incomplete, or was saved without optimizer state and that is not reset.
+        UserError: the checkpoint is incomplete, or has no state for this run's optimizer, or none at all and that is not
+            reset.
     """
     layout.check_complete(folder)
     reader, common = TorchDistReader(folder), read_common(folder)
@@ -389,6 +390,7 @@ def _load_everything(model: TrainableModel, reader: TorchDistReader, common: dic
     flat = sharded_state.flat_model_state(state)
     with _short_collections():
         state["optimizer"] = model.optimizer.sharded_state_dict(flat, is_loading=True, metadata=sharded_state.content())
+    _require_states(reader, state["optimizer"])
     rng = sharded_state.rng_object(None)
     same_layout = any(key.startswith(f"{rng.unique_key}") for key in reader.objects)
     if same_layout:
@@ -405,15 +407,28 @@ def _load_everything(model: TrainableModel, reader: TorchDistReader, common: dic
 
 def _require_keys(reader: TorchDistReader, state: dict[str, Any]) -> None:
     """Refuse a checkpoint that lacks a weight or has it in another shape, before megatron-core tries to read it."""
-    from megatron.core.dist_checkpointing.dict_utils import nested_values
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor
-
     folder, tensors = reader.folder, reader.tensors
-    for tensor in nested_values(state):
-        if not isinstance(tensor, ShardedTensor):
-            continue
+    for tensor in _sharded_tensors(state):
         if tensor.key not in tensors:
             raise UserError(f"{folder} has no weight {tensor.key}, which this model needs: is it another model's?")
         there, here = tuple(tensors[tensor.key].shape), tuple(tensor.global_shape)
         if there != here and not tensor.allow_shape_mismatch:
             raise UserError(f"{folder}: {tensor.key} has shape {there}, this model's is {here}: another model's?")
+
+
+def _require_states(reader: TorchDistReader, state: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another kind of optimizer: one that has no masters of FP32 weights, say."""
+    missing = [tensor.key for tensor in _sharded_tensors(state) if tensor.key not in reader.tensors]
+    if missing:
+        raise UserError(
+            f"{reader.folder} has no {missing[0]}, which this run's optimizer needs: parallel.use_distributed_optimizer or "
+            "training.precision was another when it was saved. Set them as they were, or start a new run with "
+            "model.checkpoint set to it, in another run_dir."
+        )
+
+
+def _sharded_tensors(state: dict[str, Any]) -> Iterator[Any]:
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    return (tensor for tensor in nested_values(state) if isinstance(tensor, ShardedTensor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,3 +127,21 @@ def test_a_run_that_stops_early_wants_to_be_started_again(base: tuple[Path, Conf
     again = pretrain(tmp_path, config, "--nproc", "2")
     assert again.returncode == 0
     assert "all 2 steps are done already" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("parallel.use_distributed_optimizer=false", "has no optimizer.state.param.*use_distributed_optimizer or"),
+        ("checkpointing.save_optimizer=false", "was saved without optimizer state.*model.checkpoint set to it"),
+    ],
+)
+def test_a_run_that_cannot_go_on_exactly_says_why(
+    base: tuple[Path, Config], tmp_path: Path, before: str, said: str
+) -> None:
+    config = {**base[1], "run_dir": str(tmp_path / "run")}
+    assert pretrain(tmp_path, config, before, "training.stop_after=1").returncode == 75
+    done = pretrain(tmp_path, config)
+    assert done.returncode == 2, done.stderr
+    assert re.search(said, " ".join(done.stderr.split())), done.stderr
+    assert "Traceback" not in done.stderr

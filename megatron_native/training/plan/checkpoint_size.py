@@ -6,9 +6,6 @@ weight and two moments for each; replicas are written by one rank only, buffers 
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -99,24 +96,6 @@ def stored_parameters(model: ModelConfig, tensor_parallel: int) -> int:
         shape = (rows, *piece.shape[1:]) if piece.key in VOCABULARY_KEYS else piece.shape
         total += prod(shape)
     return total
-
-
-def measured_write_speed(folder: Path, probe_bytes: int = 256 << 20) -> float:
-    """Bytes a second that this process writes to `folder`'s disk, flushed to it; the probe is deleted again.
-
-    One writer on one node: many nodes write a checkpoint together, faster than one on a parallel file system.
-
-    Raises:
-        OSError: the folder can't be written to, or has no room.
-    """
-    block = os.urandom(1 << 20)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-speed-") as probe:
-        started = time.monotonic()
-        for _ in range(max(1, probe_bytes >> 20)):
-            probe.write(block)
-        probe.flush()
-        os.fsync(probe.fileno())
-        return max(1, probe_bytes >> 20) * len(block) / (time.monotonic() - started)
 
 
 def speed_of_saves(metrics: Path) -> float | None:

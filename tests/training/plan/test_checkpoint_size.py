@@ -14,7 +14,6 @@ from megatron_native.training.line_file import read_json_lines
 from megatron_native.training.plan.checkpoint_size import (
     CheckpointSize,
     checkpoint_size,
-    measured_write_speed,
     speed_of_saves,
 )
 from tests.distributed import run_jobs
@@ -84,8 +83,6 @@ def test_a_checkpoint_of_llama3_70b_with_its_optimizer_is_fourteen_bytes_a_param
 def test_the_time_of_a_save_comes_from_a_measured_speed(tmp_path: Path, runs: Path) -> None:
     size = CheckpointSize(parameters=1, weights=600, optimizer=300, random_states=100)
     assert size.seconds(bytes_per_second=500.0) == 2.0
-    assert measured_write_speed(tmp_path, probe_bytes=1 << 20) > 0
-    assert list(tmp_path.iterdir()) == []
     metrics = runs / "one process" / "metrics.jsonl"
     save = next(record["saved"] for record in read_json_lines(metrics) if "saved" in record)
     assert speed_of_saves(metrics) == save["bytes"] / save["seconds"]
