@@ -8,14 +8,17 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import types
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnBackend
 from safetensors.torch import load_file
 
 from megatron_native.checkpoint import layout
@@ -28,6 +31,7 @@ from megatron_native.checkpoint.torch_dist import TorchDistReader, TorchDistWrit
 from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE
 from megatron_native.cli import main
 from megatron_native.errors import UserError
+from tests.checkpoint.test_refusals import EarlyPickler, Looked
 from tests.distributed import REPOSITORY, run_jobs
 from tests.tiny_models import make_tiny_model
 
@@ -281,9 +285,23 @@ def test_a_hostile_common_file_is_refused_by_name_and_not_run(folder, copied, tm
 
 def test_arguments_with_enumerations_are_read_as_text(folder):
     arguments = vars(read_megatron_common(folder / "run" / "iter_0000001")["args"])
-    assert arguments["attention_backend"] == "megatron.core.transformer.enums.AttnBackend(5)"
+    backend = "megatron.core.transformer.enums.AttnBackend"
+    assert arguments["attention_backend"] in (f"{backend}(5)", f"{backend}.auto")  # Python 3.11.0 to 3.11.3 save names
     assert arguments["params_dtype"] is torch.bfloat16
     assert arguments["data_path"] == ["0.5", "عربي_text_document"]
+
+
+def test_arguments_saved_by_an_early_python_3_11_are_read(tmp_path):
+    early = types.ModuleType("early")
+    early.Pickler = EarlyPickler
+    arguments = Namespace(attention_backend=AttnBackend.flash, exit_signal=signal.SIGTERM, lr=0.1)
+    torch.save({"args": arguments}, tmp_path / "common.pt", pickle_module=early)
+    assert vars(read_megatron_common(tmp_path)["args"]) == {
+        "attention_backend": "megatron.core.transformer.enums.AttnBackend.flash", "exit_signal": signal.SIGTERM, "lr": 0.1
+    }  # fmt: skip
+    torch.save({"args": Looked(Namespace, "__init__")}, tmp_path / "common.pt")
+    with pytest.raises(UserError, match=r"names builtins\.getattr"):
+        read_megatron_common(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from megatron_native.checkpoint import layout
 from megatron_native.checkpoint.conversion import Conversion
@@ -243,6 +246,44 @@ def test_every_other_global_is_refused_too(module, name, checkpoint):
     ) + b"\x93."  # STACK_GLOBAL  # fmt: skip
     (checkpoint / ".metadata").write_bytes(payload)
     refused(lambda: TorchDistReader(checkpoint), f"{module}.{name}")
+
+
+class EarlyPickler(pickle.Pickler):
+    """Writes a member of an enumeration as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+class Looked:
+    """An attribute of something, looked up while it is read."""
+
+    def __init__(self, *of: object) -> None:
+        self.of = of
+
+    def __reduce__(self):
+        return getattr, self.of
+
+
+def test_metadata_written_by_an_early_python_3_11_are_read(checkpoint):
+    path = checkpoint / ".metadata"
+    written = TorchDistReader(checkpoint)
+    with open(path, "rb") as file:
+        metadata = pickle.load(file)
+    with open(path, "wb") as file:
+        EarlyPickler(file).dump(metadata)
+    assert b"getattr" in path.read_bytes()
+    reader = TorchDistReader(checkpoint)
+    assert reader.metadata == written.metadata
+    assert all(torch.equal(reader.read(key), written.read(key)) for key in written.tensors)
+
+
+@pytest.mark.parametrize(
+    "of", [(Metadata, "__init__"), (WriteItemType, "__class__"), (WriteItemType, "mro"), (WriteItemType.TENSOR, "name")]
+)
+def test_no_other_attribute_is_looked_up(of, checkpoint):
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Looked(*of)))
+    refused(lambda: TorchDistReader(checkpoint), "names builtins.getattr")
 
 
 def test_a_hostile_common_file_is_refused_and_never_run(checkpoint, tmp_path):
