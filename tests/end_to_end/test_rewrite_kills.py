@@ -102,6 +102,8 @@ def kill_again_and_again(
             since += 1
             begun += has_begun()
         if (output / "manifest.json").exists():
+            if process.returncode:  # killed in the middle of tidying up, perhaps
+                assert run(words).returncode == 0
             check(since)
             shutil.rmtree(output)
             since = 0
