@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,12 +104,21 @@ def test_a_dead_rank_is_named_and_a_run_that_gets_nowhere_is_not_queued_again(sl
     assert "rank 1 ended" in (run.run_dir / "logs" / "slurm" / job / "attempt-1" / "failure.txt").read_text()
 
 
+def wait_until_idle(slurm: Slurm, node: str) -> None:
+    """Slurm takes the first node that is idle; one that was resumed or has just ended a job is none for a moment."""
+    deadline = time.monotonic() + 60
+    while " State=IDLE " not in slurm.run("scontrol", "--oneliner", "show", "node", node):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 @pytest.mark.parametrize("drain", [True, False])
 def test_a_bad_node_is_named_and_the_job_goes_elsewhere(slurm: Slurm, tmp_path: Path, drain: bool) -> None:
     """node1 lacks a folder that node2 has. Where it may not be drained, the job keeps away from it."""
     (tmp_path / "disk-of-node2").mkdir()
     health = {"compute": False, "drain": drain, "free_gb": {f"{tmp_path}/disk-of-$SLURMD_NODENAME": 0.001}}
     run = write_run(tmp_path, {"health": health}, training={"steps": 2, "global_batch_size": 4, "precision": "fp32"})
+    wait_until_idle(slurm, "node1")
     [job] = run.launch(slurm, "--nodes", "1")
     try:
         state = slurm.wait_for(job, ended)
