@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pickle
@@ -31,6 +30,7 @@ from megatron_native.checkpoint.torch_dist import TorchDistReader, TorchDistWrit
 from megatron_native.checkpoint.vocabulary import VOCABULARY_FILE
 from megatron_native.cli import main
 from megatron_native.errors import UserError
+from tests.checkpoint.another_process import another_at_work
 from tests.checkpoint.test_refusals import EarlyPickler, Looked
 from tests.distributed import REPOSITORY, run_jobs
 from tests.tiny_models import make_tiny_model
@@ -375,14 +375,10 @@ def test_a_disk_that_refuses_is_one_paragraph_and_leaves_no_checkpoint(folder, t
 
 
 def test_another_adoption_at_work_on_the_same_output_is_not_disturbed(folder, tmp_path):
-    records = tmp_path / "adopted.partial" / layout.FINISHED_FOLDER
-    records.mkdir(parents=True)
-    with open(records / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (tmp_path / "adopted.partial" / "__0_0.distcp").write_bytes(b"what the other has written")
+    with another_at_work(tmp_path / "adopted") as written:
         with pytest.raises(UserError, match=r"another adopt is writing to .*adopted\.partial"):
             adopt(folder / "run", folder / "hf", tmp_path / "adopted")
-        assert (tmp_path / "adopted.partial" / "__0_0.distcp").exists()
+        assert written.exists()
     assert adopt(folder / "run", folder / "hf", tmp_path / "adopted").linked
     assert [path.name for path in tmp_path.iterdir()] == ["adopted"]
     layout.check_complete(tmp_path / "adopted", full=True)

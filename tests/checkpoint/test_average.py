@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import resource
 import shutil
@@ -25,6 +24,7 @@ from megatron_native.cli import main
 from megatron_native.errors import UserError
 from megatron_native.manifest import write_json
 from megatron_native.models.families import model_pieces
+from tests.checkpoint.another_process import another_at_work
 from tests.distributed import REPOSITORY
 from tests.tiny_models import make_tiny_model
 
@@ -197,14 +197,10 @@ def test_other_tokenizers_have_no_average_and_the_difference_is_named(three, tmp
 
 
 def test_another_average_at_work_on_the_same_output_is_not_disturbed(three, tmp_path):
-    records = tmp_path / "average.partial" / layout.FINISHED_FOLDER
-    records.mkdir(parents=True)
-    with open(records / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (tmp_path / "average.partial" / "__0_7.distcp").write_bytes(b"what the other has written")
+    with another_at_work(tmp_path / "average") as written:
         with pytest.raises(UserError, match=r"another average is writing to .*average\.partial"):
             average(three, tmp_path / "average")
-        assert (tmp_path / "average.partial" / "__0_7.distcp").exists()
+        assert written.exists()
     average(three, tmp_path / "average")  # the other is gone; what it left is begun anew
     average(three, tmp_path / "undisturbed")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["average", "undisturbed"]
