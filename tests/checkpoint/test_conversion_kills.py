@@ -1,7 +1,6 @@
 """Conversions that don't get to their end: killed, out of disk, beside another. What is finished is kept; what results is
 the same to the byte as if nothing had happened."""
 
-import fcntl
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from megatron_native.checkpoint.conversion import Conversion
 from megatron_native.checkpoint.export_hf import export_hf
 from megatron_native.checkpoint.import_hf import import_hf
 from megatron_native.manifest import file_digest, write_json
+from tests.checkpoint.another_process import another_at_work
 from tests.checkpoint.test_refusals import refused
 from tests.checkpoint.test_round_trip import assert_same_bits, tensors_of
 from tests.tiny_models import make_tiny_model
@@ -151,10 +151,7 @@ def test_what_an_export_finds_wrong_is_not_taken_up_by_the_next(made, tmp_path):
 
 
 def test_two_conversions_to_one_output_do_not_mix(made, tmp_path):
-    records = tmp_path / "out.partial" / layout.FINISHED_FOLDER
-    records.mkdir(parents=True)
-    with open(records / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with another_at_work(tmp_path / "out"):
         refused(
             lambda: import_hf(made[0], tmp_path / "out", reference_logits=False), "another import-hf", "out.partial"
         )
